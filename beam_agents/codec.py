@@ -1,0 +1,93 @@
+"""Canonical JSON and digests: the one way in which values are compared across processes and years.
+
+Never pickle and never `hash`: both differ between processes, and a recorded answer would be missed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_jsonable_python
+
+
+def canonical_json(value: Any) -> str:
+    """`value` as JSON with sorted keys and no spaces; equal values give equal text in every process.
+
+    Raises:
+        ValueError: The value holds something that JSON cannot (its message says what).
+    """
+    return json.dumps(to_json_value(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def to_json_value(value: Any) -> Any:
+    """`value` as plain JSON data (dicts, lists, str, numbers, bool, None).
+
+    Raises:
+        ValueError: The value holds something that JSON cannot.
+    """
+    try:
+        plain = value.model_dump() if isinstance(value, BaseModel) else value
+        if _holds_set(plain):  # a set's order differs between processes
+            value = _sort_sets(plain)
+        return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
+    except Exception as error:
+        raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
+
+
+def _holds_set(value: Any) -> bool:
+    if isinstance(value, (str, int, float, type(None))):
+        return False
+    if isinstance(value, (set, frozenset)):
+        return True
+    if isinstance(value, dict):
+        return any(map(_holds_set, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_set, value))
+
+
+def _sort_sets(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted((_sort_sets(item) for item in value), key=canonical_json)
+    if isinstance(value, dict):
+        return {key: _sort_sets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sort_sets(item) for item in value]
+    return value
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 over the parts, each with its length so that no two lists of parts run together; 32 hex digits."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "big"))
+        hasher.update(data)
+    return hasher.hexdigest()[:32]
+
+
+def key_text(key: Any) -> str:
+    """The text under which a Beam key stands in the ledger; keys of different types never share one.
+
+    Raises:
+        ValueError: The key holds something that JSON cannot.
+    """
+    if isinstance(key, bytes):
+        return canonical_json({"bytes": base64.b64encode(key).decode("ascii")})
+    return canonical_json(key)
+
+
+@lru_cache(maxsize=1024)
+def _cached_adapter(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+def adapter(type_: Any) -> TypeAdapter[Any]:
+    """The pydantic adapter of a type; building one is slow, so they are shared."""
+    try:
+        return _cached_adapter(type_)
+    except TypeError:  # unhashable annotations
+        return TypeAdapter(type_)

@@ -1,0 +1,74 @@
+"""Errors and the closed set of control exceptions that user code may raise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beam_agents.events import RunFailure
+
+
+class BeamAgentsError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigurationError(BeamAgentsError, ValueError):
+    """A set-up that cannot work. The message names the argument and says what to change."""
+
+
+class LedgerError(BeamAgentsError):
+    """The ledger refused a request for good (a store that is only down is waited for instead)."""
+
+
+class LedgerChanged(LedgerError):
+    """The job's state remembers another ledger, or more than this one holds; going on would do effects twice."""
+
+
+class ModelError(BeamAgentsError):
+    """A model request failed.
+
+    Args:
+        message: What happened, without secrets.
+        retryable: Whether the same request may succeed later (429, 5xx, a lost connection).
+        retry_after: Seconds the server asked to wait, if it did.
+        status: The HTTP status, if there was one.
+    """
+
+    def __init__(
+        self, message: str, *, retryable: bool = False, retry_after: float | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.status = status
+
+
+class NetworkModelForbidden(ModelError):
+    """A model that uses the network was asked while the switch that forbids such models is on."""
+
+
+class RunFailed(BeamAgentsError):
+    """Raised by `run` and `run_sync` when a run ends without an answer; `failure` has the reason and the transcript."""
+
+    def __init__(self, failure: RunFailure[Any]) -> None:
+        super().__init__(f"run {failure.run_id!r} ended as {failure.reason.value}: {failure.message}")
+        self.failure = failure
+
+
+# ---- control exceptions: what a tool, a validator or a workflow may raise on purpose ----
+
+
+class ModelRetry(Exception):
+    """Raised by a tool before it did anything: the model is told the message and may try again.
+
+    Each one is counted against the tool's `model_retries`; one more than that ends the run in `failures`.
+    In a `once` tool it states that the effect did not happen.
+    """
+
+
+class ToolFailed(Exception):
+    """Raised by a tool: it failed for good, without effect. The model is told so and goes on without it."""
+
+
+class FailRun(Exception):
+    """Raised by a tool, `on_event`, `skip` or a workflow: the run ends in `failures` with reason `rejected`."""

@@ -1,0 +1,104 @@
+"""What a run comes to: results, failures, duplicates, trace records."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from beam_agents.budget import Usage
+from beam_agents.messages import Message
+
+EventT = TypeVar("EventT")
+OutputT = TypeVar("OutputT")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class FailureReason(StrEnum):
+    """Why an event has no answer."""
+
+    INVALID_EVENT = "invalid_event"
+    """The element is not a (key, event) pair, or its event does not fit the agent's `event_type`."""
+    MISSING_KEY = "missing_key"
+    MISSING_ID = "missing_id"
+    ID_CONFLICT = "id_conflict"
+    """An event with this id but another content was seen before."""
+    BUDGET_STEPS = "budget_steps"
+    BUDGET_TOOL_CALLS = "budget_tool_calls"
+    BUDGET_TOKENS = "budget_tokens"
+    BUDGET_COST = "budget_cost"
+    DEADLINE = "deadline"
+    """The budget's `wall_clock` ran out."""
+    MODEL_ERROR = "model_error"
+    INVALID_OUTPUT = "invalid_output"
+    """The model's answer did not fit `output_type`, also after it was told what was wrong."""
+    TOOL_ERROR = "tool_error"
+    IN_DOUBT = "in_doubt"
+    """A `once` call may or may not have happened; `message` names it."""
+    DETERMINISM = "determinism"
+    """The code asked for another effect than the journal holds: it changed under an open run, or is random."""
+    CRASH_LOOP = "crash_loop"
+    """The run was opened again and again without getting any further."""
+    REJECTED = "rejected"
+    """User code raised `FailRun`."""
+    CODE_ERROR = "code_error"
+    """User code (`on_event`, `skip`, instructions, a workflow) raised."""
+    STATE_ERROR = "state_error"
+    """The key's state cannot be read as this agent's `state_type`."""
+
+
+class RunResult(_Record, Generic[EventT, OutputT]):
+    """An event that was decided."""
+
+    run_id: str
+    event: EventT
+    output: OutputT
+    usage: Usage = Usage()
+    skipped: bool = False
+    """Decided by `skip`, without a model."""
+
+
+class RunFailure(_Record, Generic[EventT]):
+    """An event that has no answer: a dead letter."""
+
+    reason: FailureReason
+    message: str
+    run_id: str | None = None
+    event: EventT | None = None
+    """The event; `None` when it could not be read, then `raw` has it."""
+    raw: str | None = None
+    """The element as text, for events that could not be read."""
+    usage: Usage = Usage()
+    transcript: tuple[Message, ...] = ()
+    """What was said until the end, each tool call with its result."""
+
+
+class Duplicate(_Record, Generic[EventT]):
+    """The same event again."""
+
+    run_id: str
+    event: EventT
+
+
+class TraceRecord(_Record):
+    """One step of a run, for audit and monitoring. The same after any replay."""
+
+    run_id: str
+    path: str
+    """Where in the run: 0, 1, 2 ..., and 3.0.1 inside a `gather`."""
+    kind: Literal["model", "tool", "sleep"]
+    name: str
+    attempt: int
+    outcome: str
+    """`ok`, `retry`, `failed`, `error`, `in_doubt`, or `open` for a call without outcome when the run ended."""
+    arguments: Any = None
+    started: float
+    """Seconds since 1970 when the intent was recorded."""
+    ended: float | None = None
+    """Seconds since 1970 when the outcome was recorded."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None

@@ -1,0 +1,54 @@
+"""A key's session: the conversation and the domain state that outlive a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from beam_agents.errors import ConfigurationError
+from beam_agents.messages import Message, UserMessage, repair
+
+_CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English; exact counts differ by model and are not needed here
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """How much of a key's conversation the next run is told. `History(max_messages=0)` for none."""
+
+    max_messages: int = 40
+    """Messages, tool calls and their results included."""
+    max_tokens: int = 8_000
+    """Tokens, estimated at four characters each."""
+
+    def __post_init__(self) -> None:
+        if self.max_messages < 0 or self.max_tokens < 0:
+            raise ConfigurationError(f"{self!r}: neither bound may be below zero; 0 messages is no history")
+
+    def trim(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The newest messages that fit, beginning with a user's, each tool call with its result."""
+        kept: list[Message] = []
+        tokens = 0
+        for message in reversed(repair(messages)):
+            tokens += len(message.model_dump_json()) // _CHARACTERS_PER_TOKEN
+            if len(kept) == self.max_messages or tokens > self.max_tokens:
+                break
+            kept.append(message)
+        kept.reverse()
+        starts = (index for index, message in enumerate(kept) if isinstance(message, UserMessage))
+        return tuple(kept[next(starts, len(kept)) :])
+
+
+class Session(BaseModel):
+    """What the engine keeps for a key between runs. The JSON of this class is the form on disk."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 1
+    """1: first form."""
+    version: int = 0
+    """Counts the changes; the ledger's head has the newest."""
+    history: tuple[Message, ...] = ()
+    state: JsonValue = None
+    """Domain state as JSON; `None` until the first event."""

@@ -1,0 +1,95 @@
+"""A ledger in memory: for tests, `run_sync`, and agents whose tools are all pure."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from beam_agents.ledger.base import Answer, Command, Effect, Head, HeadKey, Lease, Ledger, Run, RunKey
+from beam_agents.ledger.rules import carry_out
+
+
+class MemoryLedger(Ledger):
+    """Keeps everything in this process, and copies none of it: unpickled, it is empty.
+
+    Args:
+        name: Names it in this process.
+        clock: Gives seconds since 1970; for tests.
+    """
+
+    durable = False
+
+    def __init__(self, name: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._url = f"memory:{name or uuid.uuid4().hex}"
+        self._identity = uuid.uuid4().hex
+        self.now = clock
+        self._heads: dict[HeadKey, Head] = {}
+        self._runs: dict[RunKey, Run] = {}
+        self._open: dict[RunKey, None] = {}
+        self._effects: dict[RunKey, dict[tuple[str, int], Effect]] = {}
+        self._leases: dict[str, Lease] = {}
+
+    def __reduce__(self) -> tuple[type[MemoryLedger], tuple[str]]:
+        return MemoryLedger, (self._url.removeprefix("memory:"),)
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def apply(self, commands: Sequence[Command]) -> list[Answer]:
+        return [carry_out(self, command) for command in commands]
+
+    def forget(self, run: RunKey) -> None:
+        """Drops a closed run: the memory of an agent that runs without a ledger must not grow."""
+        self._runs.pop(run, None)
+        self._effects.pop(run, None)
+
+    # ---- Transaction ----
+
+    def head(self, key: HeadKey) -> Head | None:
+        return self._heads.get(key)
+
+    def put_head(self, head: Head) -> None:
+        self._heads[head.key] = head
+
+    def run(self, key: RunKey) -> Run | None:
+        return self._runs.get(key)
+
+    def put_run(self, run: Run) -> None:
+        self._runs[run.key] = run
+        if run.end is None:
+            self._open[run.key] = None
+        else:
+            self._open.pop(run.key, None)
+
+    def effects(self, key: RunKey) -> tuple[Effect, ...]:
+        return tuple(self._effects.get(key, {}).values())
+
+    def effect(self, key: RunKey, path: str, attempt: int) -> Effect | None:
+        return self._effects.get(key, {}).get((path, attempt))
+
+    def add_effect(self, key: RunKey, effect: Effect) -> None:
+        self._effects.setdefault(key, {})[effect.path, effect.attempt] = effect
+
+    def put_outcome(self, key: RunKey, effect: Effect) -> None:
+        self._effects[key][effect.path, effect.attempt] = effect
+
+    def lease(self, owner: str) -> Lease | None:
+        return self._leases.get(owner)
+
+    def put_lease(self, lease: Lease) -> None:
+        self._leases[lease.owner] = lease
+
+    def open_runs(self, scope: str, agent: str) -> Sequence[Run]:
+        return [self._runs[key] for key in self._open if (key.scope, key.agent) == (scope, agent)]
