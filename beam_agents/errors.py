@@ -72,3 +72,11 @@ class ToolFailed(Exception):
 
 class FailRun(Exception):
     """Raised by a tool, `on_event`, `skip` or a workflow: the run ends in `failures` with reason `rejected`."""
+
+
+class ToolError(BeamAgentsError):
+    """A tool raised or timed out. A workflow may catch it; otherwise the run ends in `failures`."""
+
+
+class DeterminismError(BeamAgentsError):
+    """The code asked for something else than its journal holds: it changed under an open run, or is random."""

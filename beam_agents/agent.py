@@ -1,0 +1,350 @@
+"""Agents: what they are made of, and the one that lets the model choose (ReAct)."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import uuid
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+from pydantic import JsonValue
+
+from beam_agents.budget import Budget
+from beam_agents.codec import adapter, canonical_json, digest, key_text, to_json_value
+from beam_agents.context import RunContext
+from beam_agents.errors import ConfigurationError, RunFailed
+from beam_agents.events import RunResult
+from beam_agents.history import History
+from beam_agents.ledger.base import Ledger, RunKey
+from beam_agents.ledger.memory import MemoryLedger
+from beam_agents.ledger.urls import ledger_from
+from beam_agents.messages import ModelSettings
+from beam_agents.models.base import Model
+from beam_agents.models.network import network_models_forbidden
+from beam_agents.models.resolve import resolve_model
+from beam_agents.output import Output
+from beam_agents.template import Template
+from beam_agents.tools import Tool
+
+EventT = TypeVar("EventT")
+OutputT = TypeVar("OutputT")
+StateT = TypeVar("StateT")
+DepsT = TypeVar("DepsT")
+
+Text: TypeAlias = str | Template | Callable[[StateT, EventT], str]
+"""Plain text, a template over event, state and key, or a function of (state, event)."""
+
+
+class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
+    """What both kinds of agents share. See `Agent` for the arguments."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | Model | None = None,
+        tools: Sequence[Tool[Any]] = (),
+        event_type: Any = Any,
+        output_type: Any = str,
+        state_type: type[StateT] | None = None,
+        on_event: Callable[[StateT, EventT], StateT] | None = None,
+        skip: Callable[[StateT, EventT], OutputT | None] | None = None,
+        deps: Callable[[], DepsT] | None = None,
+        history: History | None = None,
+        revision: int = 1,
+        budget: Budget | None = None,
+        settings: ModelSettings | None = None,
+    ) -> None:
+        self.name = name
+        self.model = None if model is None else resolve_model(model)
+        self.tools = tuple(tools)
+        self.event_type = event_type
+        self.output_type = output_type
+        self.state_type = state_type
+        self.on_event = on_event
+        self.skip = skip
+        self.deps = deps
+        self.history = history or History()
+        self.revision = revision
+        self.budget = budget or Budget()
+        self.settings = settings or ModelSettings()
+        self._check()
+
+    def _check(self) -> None:
+        if not self.name or not isinstance(self.name, str):
+            raise ConfigurationError(f"an agent's name must be a text that is not empty, not {self.name!r}")
+        for tool in self.tools:
+            if not isinstance(tool, Tool):
+                raise ConfigurationError(
+                    f"agent {self.name!r}: tools={tool!r} is not a tool: decorate the function with @tool(effect=...)"
+                )
+        names = [tool.name for tool in self.tools]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigurationError(f"agent {self.name!r}: two tools are named {name!r}; give one @tool(name=...)")
+        if self.revision < 1:
+            raise ConfigurationError(f"agent {self.name!r}: revision={self.revision!r} must be 1 or more")
+        if self.on_event is not None and self.state_type is None:
+            raise ConfigurationError(f"agent {self.name!r}: on_event needs state_type, the type of what it returns")
+        Output.of(self.output_type)
+        self.initial_state()
+        if self.budget.cost_usd is not None and self.model is not None and self.model.price is None:
+            warnings.warn(
+                f"agent {self.name!r}: Budget(cost_usd={self.budget.cost_usd}) cannot be kept, since the price of "
+                f"{self.model.name!r} is not known: give the model price=Price(input=..., output=...)",
+                stacklevel=4,
+            )
+
+    @abstractmethod
+    def body(self, context: RunContext[EventT, StateT, DepsT]) -> Coroutine[Any, Any, OutputT]:
+        """The code of one run."""
+
+    # ---- events, state, output: as types and as JSON ----
+
+    def read_event(self, element: Any) -> EventT:
+        """An element as an event: an instance of `event_type`, a dict, or JSON as text or bytes.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        if isinstance(element, (str, bytes)) and self.event_type is not str:
+            return cast(EventT, adapter(self.event_type).validate_json(element))
+        return cast(EventT, adapter(self.event_type).validate_python(element))
+
+    def event_json(self, event: EventT) -> str:
+        """An event as canonical JSON: the form that is digested and recorded."""
+        return canonical_json(adapter(self.event_type).dump_python(event))
+
+    def read_event_json(self, text: str) -> EventT:
+        """The event of a record."""
+        return cast(EventT, adapter(self.event_type).validate_json(text))
+
+    def initial_state(self) -> StateT:
+        """The state of a key before its first event."""
+        if self.state_type is None:
+            return cast(StateT, None)
+        try:
+            return self.state_type()
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"agent {self.name!r}: state_type={self.state_type.__name__} makes the first state of a key, so each "
+                f"of its fields needs a default: {error}"
+            ) from error
+
+    def read_state(self, state: JsonValue) -> StateT:
+        """A key's state from its JSON."""
+        if state is None or self.state_type is None:
+            return self.initial_state() if self.state_type is not None else cast(StateT, state)
+        return cast(StateT, adapter(self.state_type).validate_python(state))
+
+    def dump_state(self, state: StateT) -> JsonValue:
+        """A key's state as JSON.
+
+        Raises:
+            ValueError: It does not fit `state_type`.
+        """
+        if self.state_type is None:
+            return cast(JsonValue, to_json_value(state))
+        return cast(JsonValue, to_json_value(adapter(self.state_type).validate_python(state)))
+
+    def apply_event(self, state: JsonValue, event: EventT) -> JsonValue:
+        """The state with the event taken in."""
+        if self.on_event is None:
+            return state
+        return self.dump_state(self.on_event(self.read_state(state), event))
+
+    def decide_without_model(self, state: JsonValue, event: EventT) -> OutputT | None:
+        """What `skip` says."""
+        return None if self.skip is None else self.skip(self.read_state(state), event)
+
+    def dump_output(self, output: Any) -> JsonValue:
+        """An output as JSON.
+
+        Raises:
+            ValueError: It does not fit `output_type`.
+        """
+        checked = adapter(self.output_type).validate_python(output)
+        return cast(JsonValue, adapter(self.output_type).dump_python(checked, mode="json"))
+
+    def read_output(self, output: JsonValue) -> OutputT:
+        """An output from its JSON."""
+        return cast(OutputT, adapter(self.output_type).validate_python(output))
+
+    # ---- dependencies ----
+
+    def open_deps(self) -> DepsT:
+        """What tools get as `ctx.deps`; made once in each worker process."""
+        if self.deps is None:
+            return cast(DepsT, None)
+        made = self.deps()
+        return cast(DepsT, made.__enter__() if hasattr(made, "__enter__") and not hasattr(made, "close") else made)
+
+    @staticmethod
+    def close_deps(deps: DepsT) -> None:
+        """Closes what `open_deps` made."""
+        close = getattr(deps, "close", None)
+        if callable(close):
+            close()
+        elif hasattr(deps, "__exit__"):
+            deps.__exit__(None, None, None)
+
+    # ---- use without Beam ----
+
+    @contextmanager
+    def override(self, *, model: str | Model) -> Iterator[None]:
+        """Uses another model while the block lasts: for tests. Pipelines built inside keep it."""
+        before, self.model = self.model, resolve_model(model)
+        try:
+            yield
+        finally:
+            self.model = before
+
+    async def run(
+        self,
+        event: EventT,
+        *,
+        key: Any = "key",
+        event_id: str | None = None,
+        model: str | Model | None = None,
+        ledger: str | Ledger | None = None,
+        scope: str | None = None,
+    ) -> RunResult[EventT, OutputT]:
+        """Handles one event without Beam.
+
+        Args:
+            event: The event, or what `event_type` can be read from.
+            key: The key whose state and conversation it belongs to; kept between calls only by a ledger.
+            event_id: Names the event; needed with a ledger, where the same id is not handled twice.
+            model: Another model than the agent's.
+            ledger: Where to record; in memory by default.
+            scope: As for `RunAgent`.
+
+        Raises:
+            RunFailed: The run ended without an answer.
+        """
+        return await asyncio.to_thread(
+            self.run_sync, event, key=key, event_id=event_id, model=model, ledger=ledger, scope=scope
+        )
+
+    def run_sync(
+        self,
+        event: EventT,
+        *,
+        key: Any = "key",
+        event_id: str | None = None,
+        model: str | Model | None = None,
+        ledger: str | Ledger | None = None,
+        scope: str | None = None,
+    ) -> RunResult[EventT, OutputT]:
+        """`run`, for code that is not asynchronous."""
+        from beam_agents.engine.single import run_one
+
+        agent = copy.copy(self)
+        if model is not None:
+            agent.model = resolve_model(model)
+        if ledger is not None and event_id is None:
+            raise ConfigurationError("run with a ledger needs event_id=...: the ledger knows an event by its id")
+        run_id = event_id or uuid.uuid4().hex
+        text = agent.event_json(agent.read_event(event))
+        opened = MemoryLedger() if ledger is None else ledger_from(ledger)
+        run = RunKey(scope or agent.name, agent.name, agent.revision, key_text(key), run_id)
+        outcome = run_one(agent, opened, run, key, text, digest(text), network_forbidden=network_models_forbidden())
+        if isinstance(outcome, RunResult):
+            return outcome
+        raise RunFailed(outcome)
+
+
+class Agent(AgentBase[EventT, OutputT, StateT, DepsT]):
+    """An agent whose model chooses tools in a loop until it answers or a budget ends it.
+
+    Args:
+        name: Names the agent in ledgers and outputs; keep it.
+        model: `"openai:NAME"` or a `Model`.
+        instructions: What the model is told to be and do: text, a `Template`, or a function of (state, event).
+        prompt: How the event is told to the model; the event as JSON by default.
+        tools: What the model may call.
+        event_type: The type of events; a union for several kinds in one conversation.
+        output_type: The type of the answer; `str` for text.
+        state_type: The type of a key's domain state; `state_type()` is the first.
+        on_event: Pure function (state, event) -> state, for every event, before its run.
+        skip: Pure function (state, event) -> output, or `None` to ask the model.
+        deps: Makes what tools get as `ctx.deps`: called once in each worker process, closed at its end.
+        history: How much of the key's conversation the model is told.
+        revision: Raise it to decide past events anew.
+        budget: The most that one run may use.
+        output_retries: How often the model is told what is wrong with an answer that does not fit.
+        settings: Settings of the model requests.
+
+    Raises:
+        ConfigurationError: Something cannot work; it says what to change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | Model,
+        instructions: Text[StateT, EventT] = "",
+        prompt: Text[StateT, EventT] | None = None,
+        tools: Sequence[Tool[Any]] = (),
+        event_type: Any = Any,
+        output_type: Any = str,
+        state_type: type[StateT] | None = None,
+        on_event: Callable[[StateT, EventT], StateT] | None = None,
+        skip: Callable[[StateT, EventT], OutputT | None] | None = None,
+        deps: Callable[[], DepsT] | None = None,
+        history: History | None = None,
+        revision: int = 1,
+        budget: Budget | None = None,
+        output_retries: int = 2,
+        settings: ModelSettings | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            model=model,
+            tools=tools,
+            event_type=event_type,
+            output_type=output_type,
+            state_type=state_type,
+            on_event=on_event,
+            skip=skip,
+            deps=deps,
+            history=history,
+            revision=revision,
+            budget=budget,
+            settings=settings,
+        )
+        self.instructions = instructions
+        self.prompt = prompt
+        self.output_retries = output_retries
+        for text in (instructions, prompt):
+            if isinstance(text, Template):
+                text.check(event_type, state_type)
+
+    def body(self, context: RunContext[EventT, StateT, DepsT]) -> Coroutine[Any, Any, OutputT]:
+        """The loop of `react`."""
+        from beam_agents.react import react
+
+        return cast(
+            Coroutine[Any, Any, OutputT],
+            react(
+                context,
+                instructions=self._text(self.instructions, context),
+                prompt=self._text(self.prompt, context) if self.prompt is not None else self.event_json(context.event),
+                tools=self.tools,
+                output=Output.of(self.output_type),
+                output_retries=self.output_retries,
+            ),
+        )
+
+    @staticmethod
+    def _text(text: Text[StateT, EventT], context: RunContext[EventT, StateT, DepsT]) -> str:
+        if isinstance(text, str):
+            return text
+        if isinstance(text, Template):
+            return text.render(event=context.event, state=context.state, key=context.key)
+        return text(context.state, context.event)

@@ -1,0 +1,140 @@
+"""Carries out effects: asks models, calls tools, asks `reconcile`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from beam_agents.codec import to_json_value
+from beam_agents.context import RunContext
+from beam_agents.engine.outcome import Outcome
+from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolFailed
+from beam_agents.messages import ModelRequest
+from beam_agents.models.network import check_network_allowed
+from beam_agents.models.retry import request_with_retries
+from beam_agents.tools import CannotHappen, Happened, Tool, Unknown
+
+if TYPE_CHECKING:
+    from beam_agents.models.base import Model
+
+_LOGGER = logging.getLogger(__name__)
+
+
+async def ask_model(model: Model, request: ModelRequest, *, network_forbidden: bool) -> Outcome:
+    """Asks a model, with the retries of the request's settings."""
+    try:
+        check_network_allowed(model, network_forbidden)
+        response = await request_with_retries(model, request)
+    except ModelError as error:
+        return Outcome.of("error", str(error))
+    except Exception as error:
+        _LOGGER.exception("model %r raised", model.name)
+        return Outcome.of("error", f"model {model.name!r} raised {type(error).__name__}: {error}")
+    return Outcome("ok", response.model_dump_json())
+
+
+async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
+    """Makes one attempt of a tool call. A `once` call that raised or timed out is looked into before it is judged."""
+    try:
+        async with asyncio.timeout(tool.timeout.total_seconds()):
+            result = await _invoke(tool, tool.function, context, arguments)
+        return _result(tool, result)
+    except ModelRetry as error:
+        return Outcome.of("retry", str(error))
+    except ToolFailed as error:
+        return Outcome.of("failed", str(error))
+    except FailRun as error:
+        return Outcome.of("rejected", str(error))
+    except TimeoutError:
+        why = f"tool {tool.name!r} did not answer in {tool.timeout.total_seconds():g} s"
+    except Exception as error:
+        why = f"tool {tool.name!r} raised {type(error).__name__}: {error}"
+    if tool.effect != "once":
+        return Outcome.of("error", why)
+    return await _look_into(tool, context, arguments, why, not_happened="error")
+
+
+async def reconcile(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
+    """What became of a `once` call whose worker died before it recorded the outcome."""
+    return await _look_into(tool, context, arguments, "its worker died during the call", not_happened="not_happened")
+
+
+async def _look_into(
+    tool: Tool[Any],
+    context: RunContext[Any, Any, Any],
+    arguments: dict[str, Any],
+    why: str,
+    *,
+    not_happened: Any,
+) -> Outcome:
+    if tool.reconcile is None:
+        return Outcome.of("in_doubt", f"{why}, and it has no reconcile function")
+    try:
+        async with asyncio.timeout(tool.timeout.total_seconds()):
+            verdict = await _invoke(tool, tool.reconcile, context, arguments)
+    except Exception as error:
+        return Outcome.of("in_doubt", f"{why}, and reconcile raised {type(error).__name__}: {error}")
+    match verdict:
+        case Happened():
+            return _result(tool, verdict.result)
+        case CannotHappen():
+            return Outcome.of(not_happened, f"{why}; reconcile says that it had no effect")
+        case Unknown():
+            return Outcome.of("in_doubt", f"{why}, and reconcile cannot say{': ' if verdict.why else ''}{verdict.why}")
+        case _:
+            expected = "Happened(result), CannotHappen() or Unknown()"
+            return Outcome.of("in_doubt", f"{why}, and reconcile returned {verdict!r} instead of {expected}")
+
+
+def _result(tool: Tool[Any], result: Any) -> Outcome:
+    try:
+        return Outcome.of("ok", to_json_value(result))
+    except ValueError as error:
+        return Outcome.of("error", f"tool {tool.name!r} returned what JSON cannot hold: {error}")
+
+
+async def _invoke(
+    tool: Tool[Any], function: Callable[..., Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]
+) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await tool.invoke(function, context, arguments)
+    result = await in_thread(tool.invoke, function, context, arguments)
+    return await result if inspect.isawaitable(result) else result
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a blocking function in a daemon thread of its own.
+
+    Not an executor: a function that hangs would keep one of its few threads, and the process at exit, for ever.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = function(*arguments)
+        except StopIteration as stop:  # a future cannot hold it
+            error = ConfigurationError(f"a tool raised {stop!r}")
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the worker's loop has ended
+            _LOGGER.warning("a tool ended after its worker")
+
+    threading.Thread(target=work, name="beam-agents-tool", daemon=True).start()
+    return await future

@@ -1,0 +1,81 @@
+"""The end of a run as its record keeps it, and as drivers turn it into outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from beam_agents.budget import Usage
+from beam_agents.events import FailureReason, TraceRecord
+from beam_agents.ledger.base import Effect, Run
+from beam_agents.messages import Message, ModelResponse
+
+
+class End(BaseModel):
+    """What a run came to. The JSON of this class is the form in the ledger."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 1
+    """1: first form."""
+    kind: Literal["answer", "skipped", "failure"]
+    output: JsonValue = None
+    reason: FailureReason | None = None
+    message: str = ""
+    usage: Usage = Usage()
+    transcript: tuple[Message, ...] = ()
+    """Of failures only: a dead letter shows what was said."""
+    emitted: tuple[JsonValue, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended, with all that a driver emits for it."""
+
+    run: Run
+    end: End
+    effects: tuple[Effect, ...]
+    replayed: bool
+    """The ledger had the end already; nothing was done now."""
+    session_version: int
+    session: str | None
+    """The key's newest session, as JSON."""
+    ledger: str
+    """Identity of the ledger."""
+    model_calls: int = 0
+    """Requests that were made now, not replayed."""
+    tool_calls: int = 0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An event whose run was not opened."""
+
+    reason: FailureReason
+    message: str
+
+
+def trace_of(run_id: str, effects: tuple[Effect, ...]) -> list[TraceRecord]:
+    """A run's journal as trace records."""
+    return [_trace(run_id, effect) for effect in effects]
+
+
+def _trace(run_id: str, effect: Effect) -> TraceRecord:
+    tokens = None
+    if effect.kind == "model" and effect.status == "ok" and effect.value is not None:
+        tokens = ModelResponse.model_validate_json(effect.value).tokens
+    return TraceRecord(
+        run_id=run_id,
+        path=effect.path,
+        kind=cast(Literal["model", "tool", "sleep"], effect.kind),
+        name=effect.name,
+        attempt=effect.attempt,
+        outcome=effect.status or "open",
+        arguments=effect.arguments,
+        started=effect.intent_at,
+        ended=effect.outcome_at,
+        input_tokens=tokens.input if tokens else None,
+        output_tokens=tokens.output if tokens else None,
+    )

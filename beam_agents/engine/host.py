@@ -1,0 +1,197 @@
+"""One use of an agent in a worker process: its live runs, its dependencies, its ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from beam_agents.engine.end import Ended, Refused
+from beam_agents.engine.live import LiveRun, Parked, Task
+from beam_agents.ledger.base import Run, RunKey
+from beam_agents.ledger.writer import LedgerWriter
+
+if TYPE_CHECKING:
+    from beam_agents.agent import AgentBase
+    from beam_agents.engine.worker import Worker
+    from beam_agents.models.base import Model
+
+_LOGGER = logging.getLogger(__name__)
+
+_KEPT_ENDS = 10_000
+"""Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
+
+
+@dataclass
+class WorkerStatus:
+    """What one use of an agent has done in this process so far."""
+
+    scope: str
+    agent: str
+    opened: int = 0
+    """Events that were given to the worker."""
+    ended: int = 0
+    """Runs that came to an end here, failures included, replays not."""
+    failed: int = 0
+    """Of the ended, those in `failures`."""
+    replayed: int = 0
+    """Runs whose end the ledger had already."""
+    model_calls: int = 0
+    """Model requests made, not replayed."""
+    tool_calls: int = 0
+    """Tool calls made, not replayed."""
+    in_flight: int = 0
+    """Runs that are open now."""
+    ledger_down_since: float | None = None
+    """Seconds since 1970 since when the ledger takes nothing; `None` while it does."""
+
+
+@dataclass(eq=False)
+class Handle:
+    """A driver's hold on a run."""
+
+    run: RunKey
+    key: Any
+    done: Future[Ended | Refused] = field(default_factory=Future)
+    live: LiveRun | None = None
+
+
+class Host:
+    """Runs one agent for one scope on the worker's loop. `start`, `fetch` and `drain` may be called on any thread.
+
+    Args:
+        worker: The process's worker.
+        agent: The agent, unpickled once for all its DoFns in this process.
+        deps: What the agent's `deps` made.
+        ledger: The ledger's writer.
+        scope: The use of the agent.
+    """
+
+    def __init__(
+        self, worker: Worker, agent: AgentBase[Any, Any, Any, Any], deps: Any, ledger: LedgerWriter, scope: str
+    ) -> None:
+        self.agent = agent
+        self.deps = deps
+        self.ledger = ledger
+        self.owner = worker.owner
+        self.status = WorkerStatus(scope, agent.name)
+        self.users = 0
+        self._worker = worker
+        self._handles: dict[RunKey, Handle] = {}
+        self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
+        self._rings: deque[Any] = deque()
+        self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
+
+    # ---- for drivers, on any thread ----
+
+    def start(self, task: Task) -> Handle:
+        """Opens the run of a task; a run that is live here, or has just ended here, is attached to instead."""
+        with self._worker.lock:
+            handle = self._handles.get(task.run) or self._ended.get(task.run)
+            if handle is None:
+                handle = Handle(task.run, task.key)
+                self._handles[task.run] = handle
+                self.status.opened += 1
+                self.status.in_flight += 1
+                self._worker.loop.call_soon_threadsafe(self._spawn, handle, task)
+        return handle
+
+    def find(self, run: RunKey) -> Handle | None:
+        """The handle of a run that is live here, or has just ended here."""
+        with self._worker.lock:
+            return self._handles.get(run) or self._ended.get(run)
+
+    def forget(self, run: RunKey) -> None:
+        """Lets go of an ended run whose outcome was taken."""
+        with self._worker.lock:
+            self._ended.pop(run, None)
+
+    def drain(self) -> list[Any]:
+        """The Beam keys whose run has ended since the last time."""
+        keys = []
+        while self._rings:
+            keys.append(self._rings.popleft())
+        return keys
+
+    # ---- for runs, on the loop ----
+
+    def slots(self, kind: str) -> AbstractAsyncContextManager[Any]:
+        """The limit on calls in flight."""
+        if kind == "model":
+            return self._worker.model_slots
+        return self._worker.tool_slots if kind == "tool" else nullcontext()
+
+    async def connect(self, model: Model) -> None:
+        """Connects a model once."""
+        if id(model) not in self._models:
+            self._models[id(model)] = (model, asyncio.ensure_future(model.connect()))
+        await asyncio.shield(self._models[id(model)][1])
+
+    async def finish_other(self, task: Task, other: Run, lease_until: float) -> bool:
+        """Ends the run that stands before `task` in its key, if no other worker is at it; whether it has ended."""
+        handle = self.find(other.key)
+        if handle is None:
+            if lease_until > time.time():
+                return False
+            handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest))
+        try:
+            await asyncio.wrap_future(handle.done)
+        except Parked:
+            return False
+        return True
+
+    def _spawn(self, handle: Handle, task: Task) -> None:
+        handle.live = LiveRun(self, task)
+        running = asyncio.ensure_future(handle.live.main())
+        running.add_done_callback(lambda finished: self._finished(handle, finished))
+        if not self.users:
+            handle.live.park()
+
+    def _finished(self, handle: Handle, finished: asyncio.Future[Ended | Refused]) -> None:
+        error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
+        with self._worker.lock:
+            del self._handles[handle.run]
+            self.status.in_flight -= 1
+            if error is None:
+                result = finished.result()
+                if isinstance(result, Ended):
+                    self.status.replayed += result.replayed
+                    self.status.ended += not result.replayed
+                    self.status.failed += not result.replayed and result.end.kind == "failure"
+                self._ended[handle.run] = handle
+                if len(self._ended) > _KEPT_ENDS:
+                    self._ended.popitem(last=False)
+        if error is None:
+            handle.done.set_result(result)
+        else:
+            if not isinstance(error, (Parked, asyncio.CancelledError)):
+                _LOGGER.error("run %r of key %s broke off: %r", handle.run.run_id, handle.run.key, error)
+            handle.done.set_exception(error)
+        self._rings.append(handle.key)
+
+    # ---- for the worker ----
+
+    def park(self) -> None:
+        """Lets all live runs go, because no DoFn of this agent is left."""
+        for handle in list(self._handles.values()):
+            if handle.live is not None:
+                handle.live.park()
+
+    def idle(self) -> bool:
+        """Whether no run is live."""
+        return not self._handles
+
+    async def close(self) -> None:
+        """Closes models."""
+        for model, connecting in self._models.values():
+            try:
+                await connecting
+                await model.close()
+            except Exception as error:
+                _LOGGER.warning("closing model %r failed: %r", model.name, error)
+        self._models.clear()

@@ -1,0 +1,70 @@
+"""A run's effects in order: intents, outcomes, and the order in which the code was given the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from beam_agents.ledger.base import Delivery, Effect
+
+
+class Journal:
+    """The journal of one run in this worker; the ledger has the same."""
+
+    def __init__(self, effects: Iterable[Effect] = ()) -> None:
+        self._effects: dict[tuple[str, int], Effect] = {}
+        self._attempts: dict[str, list[int]] = {}
+        self.delivered: list[Delivery] = []
+        """What the code was given, in order."""
+        self._unsaved: list[Delivery] = []
+        for effect in effects:
+            self.put(effect)
+            self.delivered.extend(effect.delivered)
+
+    def put(self, effect: Effect) -> None:
+        """Notes an intent, or its outcome."""
+        key = (effect.path, effect.attempt)
+        if key not in self._effects:
+            self._attempts.setdefault(effect.path, []).append(effect.attempt)
+        self._effects[key] = effect
+
+    def __iter__(self) -> Iterator[Effect]:
+        return iter(self._effects.values())
+
+    def paths(self) -> Iterable[str]:
+        """The places of all effects that were intended."""
+        return self._attempts.keys()
+
+    def get(self, path: str, attempt: int) -> Effect:
+        """One attempt."""
+        return self._effects[path, attempt]
+
+    def attempts(self, path: str) -> list[Effect]:
+        """All attempts of an effect, oldest first."""
+        return [self._effects[path, attempt] for attempt in self._attempts.get(path, ())]
+
+    def settled(self, path: str, retries: int) -> Effect | None:
+        """The attempt whose outcome the code gets, once there is one.
+
+        Args:
+            path: The effect.
+            retries: How many attempts may end in `error` before the error itself is the outcome.
+        """
+        errors = 0
+        for effect in self.attempts(path):
+            if effect.status is None or effect.status == "not_happened":
+                continue
+            errors += effect.status == "error"
+            if effect.status != "error" or errors > retries:
+                return effect
+        return None
+
+    def deliver(self, path: str, attempt: int) -> None:
+        """Notes that the code is given an outcome now."""
+        self.delivered.append((path, attempt))
+        self._unsaved.append((path, attempt))
+
+    def take_unsaved(self) -> tuple[Delivery, ...]:
+        """The deliveries that no intent has carried to the ledger yet; the next intent has to."""
+        unsaved = tuple(self._unsaved)
+        self._unsaved.clear()
+        return unsaved

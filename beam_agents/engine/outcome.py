@@ -1,0 +1,46 @@
+"""What an effect came to, and how it is written in the journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from beam_agents.errors import FailRun, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.ledger.base import Effect
+from beam_agents.messages import ModelResponse
+
+Status: TypeAlias = Literal["ok", "retry", "failed", "rejected", "error", "in_doubt", "not_happened"]
+"""`ok`; `retry`, `failed`, `rejected`: a tool raised ModelRetry, ToolFailed, FailRun; `error`: it raised otherwise,
+timed out, or the model could not be asked; `in_doubt`: nobody knows; `not_happened`: this attempt is known to have
+had no effect, another one follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt came to."""
+
+    status: Status
+    value: str
+    """JSON: the result, or a message."""
+
+    @staticmethod
+    def of(status: Status, value: Any) -> Outcome:
+        return Outcome(status, json.dumps(value, ensure_ascii=False))
+
+
+_RAISED: dict[str, Callable[[str], Exception]] = {"retry": ModelRetry, "failed": ToolFailed, "rejected": FailRun}
+
+
+def read(effect: Effect) -> tuple[Any, Exception | None]:
+    """A recorded outcome as what the code's await returns, or raises."""
+    assert effect.value is not None
+    if effect.status == "ok":
+        if effect.kind == "model":
+            return ModelResponse.model_validate_json(effect.value), None
+        return json.loads(effect.value), None
+    message = json.loads(effect.value)
+    if effect.status in _RAISED:
+        return None, _RAISED[effect.status](message)
+    return None, ModelError(message) if effect.kind == "model" else ToolError(message)

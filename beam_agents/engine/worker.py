@@ -1,0 +1,168 @@
+"""The worker process: one event loop, one writer for each ledger, limits, and the agents it hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from beam_agents.engine.host import Host, WorkerStatus
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger, Renew
+from beam_agents.ledger.writer import LedgerWriter
+
+if TYPE_CHECKING:
+    from beam_agents.agent import AgentBase
+
+_LOGGER = logging.getLogger(__name__)
+
+MODEL_CALLS_IN_FLIGHT = 2_000
+TOOL_CALLS_IN_FLIGHT = 256
+"""Each blocking tool call has a thread."""
+
+
+class Worker:
+    """Hosts agents in this process. Tests make their own; everybody else uses `this_worker()`.
+
+    Attributes:
+        owner: Names this worker in leases.
+        loop: The event loop on which all runs live, in a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self.owner = uuid.uuid4().hex
+        self.lock = threading.RLock()
+        self.loop = asyncio.new_event_loop()
+        self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
+        self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
+        self._hosts: dict[tuple[str, str, str], Host] = {}
+        self._writers: dict[str, LedgerWriter] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beam-agents-loop", daemon=True)
+        self._thread.start()
+        # A thread of its own: a blocked loop must not look like a dead worker while its calls are in flight.
+        self._renewer = threading.Thread(target=self._renew, name="beam-agents-lease", daemon=True)
+        self._renewer.start()
+
+    def join(self, agent: AgentBase[Any, Any, Any, Any], identity: str, ledger: Ledger, scope: str) -> Host:
+        """The host of one use of an agent; `leave` it when done.
+
+        Args:
+            agent: The agent.
+            identity: The same for all copies of the agent in this process.
+            ledger: Its ledger, not open.
+            scope: The use.
+
+        Raises:
+            Exception: Whatever the agent's `deps` raised.
+        """
+        name = (identity, ledger.url, scope)
+        with self.lock:
+            host = self._hosts.get(name)
+            if host is None:
+                deps = agent.open_deps()
+                writer = self._writers.get(ledger.url)
+                if writer is None:
+                    writer = self._writers[ledger.url] = LedgerWriter(ledger)
+                host = self._hosts[name] = Host(self, agent, deps, writer, scope)
+            host.users += 1
+        return host
+
+    def leave(self, host: Host) -> None:
+        """Gives a host back; the last one to do so lets its runs go."""
+        with self.lock:
+            host.users -= 1
+            if host.users == 0 and self._thread.is_alive():
+                asyncio.run_coroutine_threadsafe(self._retire(host), self.loop)
+
+    def status(self) -> list[WorkerStatus]:
+        """What each hosted agent has done so far."""
+        with self.lock:
+            for host in self._hosts.values():
+                host.status.ledger_down_since = host.ledger.down_since
+            return [host.status for host in self._hosts.values()]
+
+    def close(self) -> None:
+        """Ends the loop at once, as a dying process would, but for the closing of dependencies."""
+        with self.lock:
+            hosts, writers = list(self._hosts.values()), list(self._writers.values())
+            self._hosts.clear()
+            self._writers.clear()
+        self._stop.set()
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(timeout=5)
+        for host in hosts:
+            host.agent.close_deps(host.deps)
+        for writer in writers:
+            writer.close()
+
+    async def _retire(self, host: Host) -> None:
+        host.park()
+        while not host.idle():
+            if host.users:
+                return
+            await asyncio.sleep(0.02)
+        with self.lock:
+            if host.users or host not in self._hosts.values():
+                return
+            self._hosts = {name: other for name, other in self._hosts.items() if other is not host}
+            unused = host.ledger not in [other.ledger for other in self._hosts.values()]
+            if unused:
+                self._writers = {url: writer for url, writer in self._writers.items() if writer is not host.ledger}
+        await host.close()
+        await asyncio.to_thread(host.agent.close_deps, host.deps)
+        if unused:
+            await asyncio.to_thread(host.ledger.close)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        with contextlib.suppress(RuntimeError):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 3):
+            with self.lock:
+                busy = {id(host.ledger): host.ledger for host in self._hosts.values() if not host.idle()}
+            for writer in busy.values():
+                try:
+                    writer.ask_blocking(Renew(self.owner), timeout=LEASE_SECONDS / 3)
+                except Exception as error:
+                    _LOGGER.warning("the lease of this worker could not be renewed: %r", error)
+
+
+class _ThisProcess:
+    """Holds the worker of this process; the only global of the package."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._worker: Worker | None = None
+        self._pid = 0
+
+    def worker(self) -> Worker:
+        with self._lock:
+            if self._worker is None or self._pid != os.getpid():  # a forked child has no loop thread
+                self._worker, self._pid = Worker(), os.getpid()
+                atexit.register(self._worker.close)
+            return self._worker
+
+
+_THIS_PROCESS = _ThisProcess()
+
+
+def this_worker() -> Worker:
+    """The worker of this process, made on first use."""
+    return _THIS_PROCESS.worker()
+
+
+def worker_status() -> list[WorkerStatus]:
+    """What each agent has done in this process so far: for progress while a batch runs."""
+    return this_worker().status()

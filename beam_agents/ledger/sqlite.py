@@ -1,0 +1,215 @@
+"""The ledger in one SQLite file: for all processes of one host, the default."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from beam_agents.errors import ConfigurationError, LedgerError
+from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
+from beam_agents.ledger.rules import carry_out
+from beam_agents.ledger.sqlite_transaction import SCHEMA, SqliteTransaction, decode_text
+
+_SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x42414C67
+_BUSY_SECONDS = 2.0
+_CACHED_STATEMENTS = 256
+_OLDEST_SQLITE = (3, 35)
+_PASSING = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+    )
+)
+
+
+class SqliteLedger(Ledger):
+    """Keeps runs in an SQLite file on a local disk, which all worker processes of one host share.
+
+    Each group of commands is one transaction that is on the disk before it is answered. Workers on several hosts
+    need another ledger: SQLite's locks do not hold over a network file system.
+
+    Args:
+        path: The file; it is made when it is not there, its folder is not.
+        clock: Gives seconds since 1970; for tests.
+
+    Raises:
+        ConfigurationError: The path does not name a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+        name = os.fspath(path)
+        if name == ":memory:":
+            raise ConfigurationError(
+                f"SqliteLedger({name!r}): nothing would outlive the process; use 'memory:' for that"
+            )
+        if not name:
+            raise ConfigurationError(f"SqliteLedger({name!r}): give the path of a file")
+        self._path = os.path.abspath(name)
+        self._clock = clock
+        self._identity = ""
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[type[SqliteLedger], tuple[str]]:
+        return SqliteLedger, (self._path,)
+
+    def __repr__(self) -> str:
+        return f"SqliteLedger({self._path!r})"
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
+
+    @property
+    def identity(self) -> str:
+        if not self._identity:
+            raise RuntimeError(f"{self!r} has no identity before open()")
+        return self._identity
+
+    def open(self) -> None:
+        if self._connection is not None:
+            return
+        if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+            raise LedgerError(f"{self!r}: SQLite {sqlite3.sqlite_version} is too old; use a Python with 3.35 or newer")
+        try:
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=_CACHED_STATEMENTS
+            )
+        except sqlite3.Error as error:
+            self._raise(error)
+        try:
+            identity = self._prepare(connection)
+            self._file = self._find_file()
+        except sqlite3.Error as error:
+            connection.close()
+            self._raise(error)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._identity = connection, identity
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def apply(self, commands: Sequence[Command]) -> list[Answer]:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError(f"{self!r} is not open: call open() first")
+        if self._find_file() != self._file:
+            raise LedgerError(
+                f"{self!r}: the file was moved, deleted or replaced while it was in use; put it back and start again"
+            )
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            transaction = SqliteTransaction(connection, self._clock)
+            transaction.read_ahead(commands)
+            answers = [carry_out(transaction, command) for command in commands]
+            transaction.flush()
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            _roll_back(connection)
+            self._raise(error)
+        except BaseException:
+            _roll_back(connection)
+            raise
+        return answers
+
+    def _prepare(self, connection: sqlite3.Connection) -> str:
+        """Makes or checks the store; returns its identity."""
+        # Tables before the id: both appear at once, so a file that is being made is not taken for a stranger's.
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        if tables and application != _APPLICATION_ID:
+            raise LedgerError(f"{self!r} is the database of another program; give the ledger a file of its own")
+        mode = _use_wal(connection)
+        if mode != "wal":
+            raise LedgerError(f"{self!r}: its file system cannot be shared by processes; put the file on a local disk")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.text_factory = decode_text
+        connection.execute("BEGIN IMMEDIATE")
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for statement in SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            rows = [("identity", uuid.uuid4().hex), ("schema_version", str(_SCHEMA_VERSION))]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+        connection.execute("COMMIT")
+        if meta["schema_version"] != str(_SCHEMA_VERSION):
+            raise LedgerError(
+                f"{self!r} has schema version {meta['schema_version']}, this release reads {_SCHEMA_VERSION}; "
+                "use the release that wrote it, or give a new file"
+            )
+        return str(meta["identity"])
+
+    def _find_file(self) -> tuple[int, int] | None:
+        """What the path names now: device and inode."""
+        try:
+            found = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise LedgerUnavailable(f"{self!r}: {error}") from error
+        return found.st_dev, found.st_ino
+
+    def _raise(self, error: sqlite3.Error) -> NoReturn:
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            raise error
+        reason = f"{self!r}: {error} ({error.sqlite_errorname})"
+        primary = code & 0xFF
+        if primary == sqlite3.SQLITE_NOTADB:
+            raise LedgerError(f"{self!r} is not an SQLite database; give the ledger a file of its own") from error
+        if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            advice = self._what_forbids_writing()
+            if advice:
+                raise LedgerError(f"{reason}: {advice}") from error
+        if primary in _PASSING:
+            raise LedgerUnavailable(reason) from error
+        raise LedgerError(reason) from error
+
+    def _what_forbids_writing(self) -> str | None:
+        """What somebody has to change before the file can be written; `None` when waiting may help."""
+        folder = os.path.dirname(self._path)
+        if not os.path.isdir(folder):
+            return f"the folder {folder!r} is not there; make it first"
+        if os.path.isdir(self._path):
+            return "this is a folder; give the path of a file"
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:  # what Linux makes of a failing disk, until it is repaired
+            return None
+        for path in (folder, self._path, f"{self._path}-wal", f"{self._path}-shm"):
+            if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+                return f"no permission to read and write {path!r}; give it to the user the workers run as"
+        return None
+
+
+def _use_wal(connection: sqlite3.Connection) -> str:
+    """Sets the journal's mode; SQLite does not wait by itself when several processes do it at once."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

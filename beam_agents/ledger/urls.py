@@ -1,0 +1,35 @@
+"""Ledgers by URL."""
+
+from __future__ import annotations
+
+from beam_agents.errors import ConfigurationError
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.memory import MemoryLedger
+from beam_agents.ledger.sqlite import SqliteLedger
+
+_FORMS = "give 'sqlite:///relative.db', 'sqlite:////absolute/path.db', 'memory:', 'memory:name' or a Ledger"
+
+
+def ledger_from(ledger: str | Ledger) -> Ledger:
+    """The ledger that a URL names, not open; an instance is returned as it is.
+
+    The URLs are `sqlite:///relative.db` (from the folder of the process that calls this),
+    `sqlite:////absolute/path.db`, `memory:` (one of its own) and `memory:name` (one for all that use the name in a
+    process). A path is taken as it is: nothing in it is escaped.
+
+    Raises:
+        ConfigurationError: It names no ledger.
+    """
+    if isinstance(ledger, Ledger):
+        return ledger
+    if isinstance(ledger, str):
+        if ledger.startswith("memory:"):
+            return MemoryLedger(ledger.removeprefix("memory:") or None)
+        path = ledger.removeprefix("sqlite:///")
+        if path != ledger and path:
+            if "?" in path:
+                raise ConfigurationError(
+                    f"ledger {ledger!r}: a SQLite ledger has no options; leave out '?' and the rest"
+                )
+            return SqliteLedger(path)
+    raise ConfigurationError(f"ledger {ledger!r} is not known: {_FORMS}")

@@ -1,0 +1,99 @@
+"""Several models in the place of one: the next is asked when one cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from beam_agents.errors import ConfigurationError, ModelError
+from beam_agents.messages import ModelRequest, ModelResponse
+from beam_agents.models.attempt import attempt
+from beam_agents.models.base import Model, Price
+from beam_agents.models.resolve import resolve_model
+
+_NOT_SERVED_HERE = frozenset({401, 402, 403, 404})
+
+
+def not_served(error: ModelError) -> bool:
+    """Whether another model may do better: a passing failure, a refused key, an unpaid bill or an unknown model.
+
+    A request that is wrong in itself (400, 422) is wrong for the next model too.
+    """
+    return error.retryable or error.status in _NOT_SERVED_HERE
+
+
+class FallbackModel(Model):
+    """Asks the first model, and the next one when that fails.
+
+    Each model is asked once for each attempt, with the whole `timeout` of the settings for itself; the settings'
+    `retries` count rounds over all models. The response names the model that answered.
+
+    Args:
+        models: Models or their names (`"openai:NAME"`), the preferred one first.
+        on: Which errors send the request to the next model; `not_served` by default. It travels to the workers
+            by pickle.
+    """
+
+    def __init__(self, *models: Model | str, on: Callable[[ModelError], bool] = not_served) -> None:
+        resolved = [resolve_model(model) for model in models]
+        if len(resolved) < 2:
+            raise ConfigurationError(f"FallbackModel{models!r}: give it two models or more")
+        members: list[Model] = []
+        for model in resolved:
+            members.extend(model.models if isinstance(model, FallbackModel) else (model,))
+        self.models: tuple[Model, ...] = tuple(members)
+        self.on = on
+
+    @property
+    def name(self) -> str:
+        return "fallback:" + "|".join(model.name for model in self.models)
+
+    @property
+    def network(self) -> bool:  # type: ignore[override]  # the base has a class variable, this depends on the members
+        """Whether one of the models uses the network."""
+        return any(model.network for model in self.models)
+
+    @property
+    def price(self) -> Price | None:
+        """The highest price of any of the models; `None` if one is not known."""
+        prices = [model.price for model in self.models]
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return None
+        return Price(input=max(price.input for price in known), output=max(price.output for price in known))
+
+    async def request(self, request: ModelRequest) -> ModelResponse:
+        return await self.request_from(self.models, request)
+
+    async def request_from(self, models: tuple[Model, ...], request: ModelRequest) -> ModelResponse:
+        """Asks some of the models, in the order given.
+
+        Raises:
+            ModelError: All failed. It is the last error that may pass, so that a later round can succeed, and the
+                last of all if none may; the others are its notes.
+        """
+        errors: list[ModelError] = []
+        for model in models:
+            try:
+                return await attempt(model, request)
+            except ModelError as error:
+                errors.append(error)
+                if not self.on(error):
+                    break
+        told = next((failed for failed in reversed(errors) if failed.retryable), errors[-1])
+        for failed in errors:
+            if failed is not told:
+                told.add_note(f"another model of {self.name!r} failed, too: {failed}")
+        raise told
+
+    async def connect(self) -> None:
+        for model in self.models:
+            await model.connect()
+
+    async def close(self) -> None:
+        async with AsyncExitStack() as stack:  # one that fails does not keep the others open
+            for model in self.models:
+                stack.push_async_callback(model.close)
+
+    def __repr__(self) -> str:
+        return f"FallbackModel({', '.join(map(repr, self.models))})"

@@ -1,0 +1,168 @@
+"""The doorbell: says inside a stream which keys the worker process has news for.
+
+Work that goes on in a worker process between bundles cannot emit anything by itself. The doorbell is a second input of
+the stateful transform that started the work: it asks the process at a fixed pace which keys to look at and sends each of
+them an element, which the runner brings to the key as it brings any event.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import apache_beam as beam
+from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, TimestampedValue
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from beam_agents.errors import ConfigurationError
+
+LOOK: Final = b"look"
+"""The value of every element that the doorbell emits."""
+
+RINGING_TIME: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
+"""The event time of the doorbell's elements: so late that no watermark and no window ever waits for them."""
+
+_REARM_SECONDS = 3600
+
+
+class Doorbell(beam.PTransform[Any, Any]):
+    """Emits (key, `LOOK`) for every key that `drain` returns, soon after it has something to return.
+
+    The elements are hints: one may be lost with a worker or come twice. They and their watermark are at `RINGING_TIME`,
+    so they hold back no watermark, and a processing-time timer that is set while one is handled does not either. The
+    output is unbounded: a pipeline with a doorbell runs until it is cancelled.
+
+    Args:
+        drain: Returns the keys to look at and forgets them; called in every worker process that has a ticker, on the
+            bundle's thread, so it must not wait. Must be picklable: a function of an importable module.
+        key_type: The type of the keys, the same as in the PCollection that the output is flattened with.
+        busy: Whether the process has work whose end will ring; while it says so, and after a `drain` with keys, the pace
+            is `busy_interval`. By default only the latter counts.
+        tickers: How many keys tick. They are spread over the workers like any keys; each costs a callback an interval.
+        busy_interval: Seconds between two calls of `drain` while there is something to do.
+        idle_interval: Seconds between two calls when there has been nothing to do for a while (the interval doubles).
+
+    Raises:
+        ConfigurationError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        drain: Callable[[], Iterable[Any]],
+        *,
+        key_type: Any = Any,
+        busy: Callable[[], bool] | None = None,
+        tickers: int = 2,
+        busy_interval: float = 0.05,
+        idle_interval: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if tickers < 1:
+            raise ConfigurationError(f"tickers={tickers!r}: a doorbell needs at least one")
+        if not 0 < busy_interval <= idle_interval:
+            raise ConfigurationError(
+                f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
+            )
+        self._ticker = _TickerDoFn(drain, busy, busy_interval, idle_interval)
+        self._tickers = tickers
+        self._key_type = key_type
+
+    def expand(self, pipeline: Any) -> Any:
+        return (
+            pipeline
+            | "Start" >> beam.Impulse()
+            | "Wind" >> beam.ParDo(_WindDoFn(self._tickers)).with_output_types(tuple[int, bytes])
+            | "Tick" >> beam.ParDo(self._ticker).with_output_types(tuple[self._key_type, bytes])
+        )
+
+
+class _Hours(RestrictionProvider):
+    """An endless range with one position an hour, which is never split: two halves would wind every ticker twice."""
+
+    def initial_restriction(self, element: Any) -> OffsetRange:
+        return OffsetRange(0, sys.maxsize)
+
+    def create_tracker(self, restriction: OffsetRange) -> OffsetRestrictionTracker:
+        return _OneByOneTracker(restriction)
+
+    def restriction_size(self, element: Any, restriction: OffsetRange) -> int:
+        return 1
+
+    def truncate(self, element: Any, restriction: OffsetRange) -> None:
+        return None
+
+
+class _OneByOneTracker(OffsetRestrictionTracker):
+    def try_split(self, fraction_of_remainder: float) -> Any:
+        return super().try_split(0) if fraction_of_remainder == 0 else None
+
+    def is_bounded(self) -> bool:
+        return False
+
+
+class _AtRingingTime(beam.transforms.core.WatermarkEstimatorProvider):
+    def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp:
+        return RINGING_TIME
+
+    def create_watermark_estimator(self, estimator_state: Timestamp) -> ManualWatermarkEstimator:
+        return ManualWatermarkEstimator(estimator_state)
+
+
+class _WindDoFn(beam.DoFn):
+    """Emits every ticker's key now and then once an hour: a ticker that lost its timer starts again."""
+
+    def __init__(self, tickers: int) -> None:
+        self._tickers = tickers
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: bytes,
+        restriction: Any = beam.DoFn.RestrictionParam(_Hours()),
+        _watermark: Any = beam.DoFn.WatermarkEstimatorParam(_AtRingingTime()),
+    ) -> Iterator[TimestampedValue]:
+        if restriction.try_claim(restriction.current_restriction().start):
+            for ticker in range(self._tickers):
+                yield TimestampedValue((ticker, LOOK), RINGING_TIME)
+            restriction.defer_remainder(Duration(_REARM_SECONDS))
+
+
+class _TickerDoFn(beam.DoFn):
+    """Calls `drain` from a processing-time timer that sets itself again."""
+
+    _TICK = TimerSpec("tick", TimeDomain.REAL_TIME)
+
+    def __init__(
+        self,
+        drain: Callable[[], Iterable[Any]],
+        busy: Callable[[], bool] | None,
+        busy_interval: float,
+        idle_interval: float,
+    ) -> None:
+        self._drain = drain
+        self._busy = busy
+        self._busy_interval = busy_interval
+        self._idle_interval = idle_interval
+        self._interval = busy_interval
+
+    def process(self, element: tuple[int, bytes], tick: Any = beam.DoFn.TimerParam(_TICK)) -> None:
+        tick.set(time.time() + self._busy_interval)
+
+    @on_timer(_TICK)
+    def ring(self, tick: Any = beam.DoFn.TimerParam(_TICK)) -> Iterator[TimestampedValue]:
+        rang = False
+        for key in self._drain():
+            rang = True
+            yield TimestampedValue((key, LOOK), RINGING_TIME)
+        if rang or (self._busy is not None and self._busy()):
+            self._interval = self._busy_interval
+        else:
+            self._interval = min(2 * self._interval, self._idle_interval)
+        tick.set(time.time() + self._interval)
