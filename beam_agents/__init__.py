@@ -16,22 +16,25 @@ from beam_agents.errors import (
     ToolError,
     ToolFailed,
 )
-from beam_agents.events import Duplicate, FailureReason, RunFailure, RunResult, TraceRecord
+from beam_agents.events import Duplicate, Emitted, FailureReason, RunFailure, RunResult, TraceRecord
 from beam_agents.history import History
 from beam_agents.messages import ModelSettings
 from beam_agents.models.base import Model, Price
 from beam_agents.output import InvalidOutput
 from beam_agents.template import Template
 from beam_agents.tools import CannotHappen, Happened, Tool, Unknown, tool
+from beam_agents.transforms.run_agent import AgentOutputs, RunAgent
 from beam_agents.workflow import workflow
 
 __all__ = [
     "Agent",
+    "AgentOutputs",
     "BeamAgentsError",
     "Budget",
     "CannotHappen",
     "ConfigurationError",
     "Duplicate",
+    "Emitted",
     "FailRun",
     "FailureReason",
     "Happened",
@@ -43,6 +46,7 @@ __all__ = [
     "ModelRetry",
     "ModelSettings",
     "Price",
+    "RunAgent",
     "RunContext",
     "RunFailed",
     "RunFailure",

@@ -80,6 +80,18 @@ def key_text(key: Any) -> str:
     return canonical_json(key)
 
 
+def key_of(text: str) -> Any:
+    """The key that `key_text` wrote; a tuple comes back as one, since Beam's keys can be hashed."""
+    value = json.loads(text)
+    if isinstance(value, dict):
+        return base64.b64decode(value["bytes"])
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 @lru_cache(maxsize=1024)
 def _cached_adapter(type_: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type_)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from beam_agents.budget import Usage
 from beam_agents.messages import Message
@@ -82,6 +82,13 @@ class Duplicate(_Record, Generic[EventT]):
 
     run_id: str
     event: EventT
+
+
+class Emitted(_Record):
+    """A value that a workflow gave to `ctx.emit`."""
+
+    run_id: str
+    value: JsonValue
 
 
 class TraceRecord(_Record):

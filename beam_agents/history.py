@@ -49,6 +49,8 @@ class Session(BaseModel):
     """1: first form."""
     version: int = 0
     """Counts the changes; the ledger's head has the newest."""
+    touched: int | None = None
+    """Event time of the newest event that it took in, microseconds since 1970; a session expires by event time."""
     history: tuple[Message, ...] = ()
     state: JsonValue = None
     """Domain state as JSON; `None` until the first event."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.live import LiveRun, Parked, Task
-from beam_agents.ledger.base import Run, RunKey
+from beam_agents.ledger.base import LEASE_SECONDS, FindOrphans, Orphans, Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from beam_agents.models.base import Model
 
 _LOGGER = logging.getLogger(__name__)
+
+_ORPHANS_EVERY = LEASE_SECONDS / 2
+"""Seconds from one search for runs whose worker is gone to the next."""
 
 _KEPT_ENDS = 10_000
 """Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
@@ -85,6 +89,7 @@ class Host:
         self._handles: dict[RunKey, Handle] = {}
         self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
         self._rings: deque[Any] = deque()
+        self._watch: Future[None] | None = None
         self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
 
     # ---- for drivers, on any thread ----
@@ -117,6 +122,24 @@ class Host:
         while self._rings:
             keys.append(self._rings.popleft())
         return keys
+
+    def watch_orphans(self, key_of: Callable[[str], Any]) -> None:
+        """Rings for open runs whose worker is gone, as long as anybody uses this host: after a crash, recovery must
+        not wait for timers.
+
+        Args:
+            key_of: Makes a Beam key of its text in the ledger.
+        """
+        with self._worker.lock:
+            if self._watch is None:
+                self._watch = asyncio.run_coroutine_threadsafe(self._find_orphans(key_of), self._worker.loop)
+
+    async def _find_orphans(self, key_of: Callable[[str], Any]) -> None:
+        while True:
+            found = await self.ledger.ask(FindOrphans(self.status.scope, self.agent.name))
+            if isinstance(found, Orphans):
+                self._rings.extend(key_of(run.key.key) for run in found.runs if self.find(run.key) is None)
+            await asyncio.sleep(_ORPHANS_EVERY)
 
     # ---- for runs, on the loop ----
 
@@ -188,6 +211,8 @@ class Host:
 
     async def close(self) -> None:
         """Closes models."""
+        if self._watch is not None:
+            self._watch.cancel()
         for model, connecting in self._models.values():
             try:
                 await connecting

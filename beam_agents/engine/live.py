@@ -73,6 +73,10 @@ class Task:
     """The key's session as Beam's state has it, to begin a head that does not exist yet."""
     ledger_identity: str | None = None
     """The ledger that Beam's state remembers."""
+    event_time: int | None = None
+    """Of the event, microseconds since 1970; `None` where time does not matter."""
+    session_ttl: int | None = None
+    """Microseconds of event time after which a key's session starts anew."""
     network_forbidden: bool = False
     """Whether models that use the network are refused."""
     batch: bool = False
@@ -187,8 +191,7 @@ class LiveRun:
         run, agent = opened.run, self._agent
         journal = Journal(opened.effects)
         self._run, self._journal = run, journal
-        session = Session.model_validate_json(opened.session) if opened.session else Session()
-        session = session.model_copy(update={"version": opened.session_version})
+        session = self._session(opened)
         used = run.held if self._task.batch else run.epoch_at - run.opened_at
         remaining = agent.budget.wall_clock.total_seconds() - used
         if run.stalls >= MAX_STALLS:
@@ -237,6 +240,14 @@ class LiveRun:
             for job in self._jobs.values():
                 job.cancel()
             self._jobs.clear()
+
+    def _session(self, opened: Opened) -> Session:
+        """The key's session, empty if it has expired; the head's, since Beam's copy may be older."""
+        session = Session.model_validate_json(opened.session) if opened.session else Session()
+        now, ttl = self._task.event_time, self._task.session_ttl
+        if now is not None and ttl is not None and session.touched is not None and now - session.touched > ttl:
+            session = Session()
+        return session.model_copy(update={"version": opened.session_version})
 
     def _crash_loop(self) -> Ending:
         again = f"the run was opened {self._run.stalls + 1} times without getting any further: it stops its worker"
@@ -426,6 +437,7 @@ class LiveRun:
         spoken = tuple(port.remembered) if port else ()
         after = Session(
             version=session.version + 1,
+            touched=max(filter(None, (session.touched, self._task.event_time)), default=None),
             history=self._agent.history.trim((*session.history, *spoken)),
             state=state,
         )

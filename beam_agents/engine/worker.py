@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
+RUNS_IN_FLIGHT = 10_000
+"""Runs of a batch that are open at once; each is some 20 kB."""
 MODEL_CALLS_IN_FLIGHT = 2_000
 TOOL_CALLS_IN_FLIGHT = 256
 """Each blocking tool call has a thread."""
@@ -39,6 +41,7 @@ class Worker:
         self.loop = asyncio.new_event_loop()
         self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
         self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
+        self.run_slots = asyncio.Semaphore(RUNS_IN_FLIGHT)
         self._hosts: dict[tuple[str, str, str], Host] = {}
         self._writers: dict[str, LedgerWriter] = {}
         self._stop = threading.Event()
@@ -71,6 +74,11 @@ class Worker:
                 host = self._hosts[name] = Host(self, agent, deps, writer, scope)
             host.users += 1
         return host
+
+    def find(self, identity: str, ledger: Ledger, scope: str) -> Host | None:
+        """The host that `join` gives, if anybody has joined it."""
+        with self.lock:
+            return self._hosts.get((identity, ledger.url, scope))
 
     def leave(self, host: Host) -> None:
         """Gives a host back; the last one to do so lets its runs go."""

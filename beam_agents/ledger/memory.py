@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from beam_agents.ledger.base import Answer, Command, Effect, Head, HeadKey, Lease, Ledger, Run, RunKey
+from beam_agents.ledger.base import Answer, Closed, Command, Effect, Head, HeadKey, Lease, Ledger, Run, RunKey
 from beam_agents.ledger.rules import carry_out
 
 
@@ -50,11 +50,6 @@ class MemoryLedger(Ledger):
     def apply(self, commands: Sequence[Command]) -> list[Answer]:
         return [carry_out(self, command) for command in commands]
 
-    def forget(self, run: RunKey) -> None:
-        """Drops a closed run: the memory of an agent that runs without a ledger must not grow."""
-        self._runs.pop(run, None)
-        self._effects.pop(run, None)
-
     # ---- Transaction ----
 
     def head(self, key: HeadKey) -> Head | None:
@@ -93,3 +88,19 @@ class MemoryLedger(Ledger):
 
     def open_runs(self, scope: str, agent: str) -> Sequence[Run]:
         return [self._runs[key] for key in self._open if (key.scope, key.agent) == (scope, agent)]
+
+
+class EphemeralLedger(MemoryLedger):
+    """Forgets each run as it is closed: what an agent has that was given no ledger. Its memory does not grow."""
+
+    def __reduce__(self) -> tuple[type[MemoryLedger], tuple[str]]:
+        return EphemeralLedger, (self._url.removeprefix("memory:"),)
+
+    def apply(self, commands: Sequence[Command]) -> list[Answer]:
+        answers = super().apply(commands)
+        for answer in answers:
+            if isinstance(answer, Closed):
+                self._runs.pop(answer.run.key, None)
+                self._effects.pop(answer.run.key, None)
+                self._heads.pop(answer.run.key.head, None)
+        return answers

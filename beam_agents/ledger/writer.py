@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
 
@@ -74,7 +74,8 @@ class LedgerWriter:
             LedgerUnavailable: The writer was closed before it could be carried out.
             LookupError: The outcome has no intent.
         """
-        return await self._ask(command)  # type: ignore[return-value]
+        answer: Answer = await self._ask(command)
+        return answer
 
     async def ready(self) -> str:
         """The ledger's identity, once it is open.
@@ -83,7 +84,8 @@ class LedgerWriter:
             LedgerError: It cannot be used; the next call tries to open it again.
             LedgerUnavailable: The writer was closed before it could be opened.
         """
-        return await self._ask(None)  # type: ignore[return-value]
+        identity: str = await self._ask(None)
+        return identity
 
     def ask_blocking(self, command: Command, timeout: float | None = None) -> Answer:
         """`ask` for other threads than a loop's.
@@ -100,7 +102,8 @@ class LedgerWriter:
         """
         future: concurrent.futures.Future[_Reply] = concurrent.futures.Future()
         self._put(_Asked(command, None, future))
-        return _result(future.result(timeout))  # type: ignore[return-value]
+        answer: Answer = _result(future.result(timeout))
+        return answer
 
     def close(self, timeout: float = 10.0) -> None:
         """Carries out what is queued and disconnects. May be called again.
@@ -116,7 +119,7 @@ class LedgerWriter:
                 self._queue.put(None)
         self._thread.join()
 
-    async def _ask(self, command: Command | None) -> _Reply:
+    async def _ask(self, command: Command | None) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Reply] = loop.create_future()
         self._put(_Asked(command, loop, future))
@@ -217,7 +220,7 @@ def _settle(settled: Sequence[tuple[_Asked, _Reply]]) -> None:
             asked.future.set_result(reply)
 
 
-def _result(reply: _Reply) -> _Reply:
+def _result(reply: _Reply) -> Any:
     if isinstance(reply, BaseException):
         raise reply
     return reply

@@ -6,6 +6,7 @@ This is the one module that imports the openai package, which takes a second: it
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -100,16 +101,13 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
         headers: The response's headers, their names in lower case or case-insensitive.
         now: Seconds since 1970.
     """
-    try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1_000
-        else:
-            seconds = float(headers["retry-after"])
-    except KeyError:
-        return None
-    except ValueError:
+    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            seconds = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now
-        except ValueError:
-            return None
-    return max(0.0, seconds) if seconds < float("inf") else None
+            seconds = float(headers[header]) * unit
+        except (KeyError, ValueError):
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
+    except (KeyError, ValueError):
+        return None

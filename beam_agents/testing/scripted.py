@@ -169,8 +169,9 @@ class ScriptedModel(Model):
         return None
 
     def _calls(self) -> list[_Call]:
-        lines = self.record.read_text(encoding="utf-8").splitlines() if self.record.exists() else []
-        return [_Call.model_validate_json(line) for line in lines]
+        noted = self.record.read_text(encoding="utf-8") if self.record.exists() else ""
+        # Not splitlines: a text may hold other line ends. What follows the last one is still being written.
+        return [_Call.model_validate_json(line) for line in noted.split("\n")[:-1]]
 
     def __repr__(self) -> str:
         return f"ScriptedModel({self._scripts!r})"

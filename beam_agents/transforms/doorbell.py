@@ -1,8 +1,8 @@
 """The doorbell: says inside a stream which keys the worker process has news for.
 
 Work that goes on in a worker process between bundles cannot emit anything by itself. The doorbell is a second input of
-the stateful transform that started the work: it asks the process at a fixed pace which keys to look at and sends each of
-them an element, which the runner brings to the key as it brings any event.
+the stateful transform that started the work: at a fixed pace it asks the process which keys to look at and sends each
+of them an element, which the runner brings to the key as it brings any event.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Final
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.pipeline import PipelineVisitor
+from apache_beam.testing.test_stream import TestStream
+from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, TimestampedValue
@@ -27,27 +29,29 @@ LOOK: Final = b"look"
 """The value of every element that the doorbell emits."""
 
 RINGING_TIME: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
-"""The event time of the doorbell's elements: so late that no watermark and no window ever waits for them."""
+"""The event time of the doorbell's elements: so late that no window ever waits for them."""
 
-_REARM_SECONDS = 3600
+_REWIND_SECONDS = 3600
 
 
 class Doorbell(beam.PTransform[Any, Any]):
     """Emits (key, `LOOK`) for every key that `drain` returns, soon after it has something to return.
 
-    The elements are hints: one may be lost with a worker or come twice. They and their watermark are at `RINGING_TIME`,
-    so they hold back no watermark, and a processing-time timer that is set while one is handled does not either. The
-    output is unbounded: a pipeline with a doorbell runs until it is cancelled.
+    The elements are hints: one may be lost with a worker, or come twice. They are at `RINGING_TIME`, so a
+    processing-time timer that is set while one is handled holds back no watermark. The watermark of the output is
+    there too; where a timer callback gets the time of firing as its timestamp (Flink), it is the wall clock, less an
+    interval. The output is unbounded: a pipeline with a doorbell runs until it is cancelled, and it needs a runner with
+    unbounded splittable DoFns and real time (see `in_virtual_time`).
 
     Args:
-        drain: Returns the keys to look at and forgets them; called in every worker process that has a ticker, on the
+        drain: Returns the keys to look at and forgets them. Called in every worker process that has a ticker, on the
             bundle's thread, so it must not wait. Must be picklable: a function of an importable module.
         key_type: The type of the keys, the same as in the PCollection that the output is flattened with.
-        busy: Whether the process has work whose end will ring; while it says so, and after a `drain` with keys, the pace
-            is `busy_interval`. By default only the latter counts.
+        busy: Whether the process has work whose end will ring. While it has, and after a `drain` that returned keys,
+            the pace is `busy_interval`. By default only the latter counts.
         tickers: How many keys tick. They are spread over the workers like any keys; each costs a callback an interval.
         busy_interval: Seconds between two calls of `drain` while there is something to do.
-        idle_interval: Seconds between two calls when there has been nothing to do for a while (the interval doubles).
+        idle_interval: The most seconds between two calls; while there is nothing to do, the interval doubles up to it.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -70,7 +74,7 @@ class Doorbell(beam.PTransform[Any, Any]):
             raise ConfigurationError(
                 f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
             )
-        self._ticker = _TickerDoFn(drain, busy, busy_interval, idle_interval)
+        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval)
         self._tickers = tickers
         self._key_type = key_type
 
@@ -81,6 +85,21 @@ class Doorbell(beam.PTransform[Any, Any]):
             | "Wind" >> beam.ParDo(_WindDoFn(self._tickers)).with_output_types(tuple[int, bytes])
             | "Tick" >> beam.ParDo(self._ticker).with_output_types(tuple[self._key_type, bytes])
         )
+
+
+def in_virtual_time(pipeline: beam.Pipeline) -> bool:
+    """Whether a `TestStream` makes up the time of this pipeline (as built so far): then no doorbell can ring in it."""
+    finder = _TestStreamFinder()
+    pipeline.visit(finder)
+    return finder.found
+
+
+class _TestStreamFinder(PipelineVisitor):
+    def __init__(self) -> None:
+        self.found = False
+
+    def visit_transform(self, transform_node: Any) -> None:
+        self.found = self.found or isinstance(transform_node.transform, TestStream)
 
 
 class _Hours(RestrictionProvider):
@@ -107,7 +126,7 @@ class _OneByOneTracker(OffsetRestrictionTracker):
         return False
 
 
-class _AtRingingTime(beam.transforms.core.WatermarkEstimatorProvider):
+class _AtRingingTime(WatermarkEstimatorProvider):
     def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp:
         return RINGING_TIME
 
@@ -131,10 +150,10 @@ class _WindDoFn(beam.DoFn):
         if restriction.try_claim(restriction.current_restriction().start):
             for ticker in range(self._tickers):
                 yield TimestampedValue((ticker, LOOK), RINGING_TIME)
-            restriction.defer_remainder(Duration(_REARM_SECONDS))
+            restriction.defer_remainder(Duration(_REWIND_SECONDS))
 
 
-class _TickerDoFn(beam.DoFn):
+class TickerDoFn(beam.DoFn):
     """Calls `drain` from a processing-time timer that sets itself again."""
 
     _TICK = TimerSpec("tick", TimeDomain.REAL_TIME)

@@ -1,0 +1,348 @@
+"""The part of the ledgers' conformance suite that has a test for each rule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from beam_agents.ledger.base import (
+    LEASE_SECONDS,
+    Busy,
+    Close,
+    Closed,
+    Conflict,
+    Done,
+    Effect,
+    ExpireSession,
+    Fenced,
+    FindOrphans,
+    HeadIs,
+    Intend,
+    Ledger,
+    Load,
+    Loaded,
+    Opened,
+    Orphans,
+    OtherOpen,
+    Record,
+    Recorded,
+    Release,
+    Renew,
+    Run,
+    StateAhead,
+)
+from beam_agents.testing.ledger_store import NOW, FakeClock, Store, attempt, opening, run_key
+
+
+class LedgerRules(ABC):
+    """What each command has to do."""
+
+    @pytest.fixture
+    @abstractmethod
+    def make_ledger(self) -> Callable[..., Ledger]:
+        """A function of an optional `clock` that gives a ledger, not open. All calls in one test name one store."""
+
+    @pytest.fixture
+    def store(self, make_ledger: Callable[..., Ledger]) -> Iterator[Store]:
+        """The ledger, open."""
+        clock = FakeClock()
+        ledger = make_ledger(clock=clock)
+        ledger.open()
+        yield Store(ledger, clock)
+        ledger.close()
+
+    # ---- open ----
+
+    def test_a_run_is_opened(self, store: Store) -> None:
+        opened = store.expect(Opened, opening(run_key()))
+        assert opened == Opened(
+            Run(run_key(), '{"amount":1}', "digest", NOW, epoch=1, owner="worker-1", epoch_at=NOW), (), 0, None
+        )
+        assert store.load(run_key()) == opened.run
+
+    def test_opening_again_by_the_same_worker_raises_the_epoch(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += 1
+        run = store.expect(Opened, opening(run_key())).run
+        assert (run.epoch, run.opened_at, run.epoch_at, run.owner) == (2, NOW, NOW + 1, "worker-1")
+
+    def test_a_run_is_busy_while_its_worker_lives(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        busy = store.expect(Busy, opening(run_key(), "worker-2"))
+        assert busy.until == NOW + LEASE_SECONDS
+        store.clock.now += LEASE_SECONDS - 0.5
+        assert store.expect(Done, Renew("worker-1")).at == store.clock.now
+        store.clock.now += LEASE_SECONDS - 0.5
+        assert store.expect(Busy, opening(run_key(), "worker-2")).run.epoch == 1
+
+    def test_a_run_is_taken_over_when_the_lease_has_run_out(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        store.clock.now += LEASE_SECONDS + 1
+        taken = store.expect(Opened, opening(run_key(), "worker-2"))
+        assert (taken.run.epoch, taken.run.owner, taken.run.opened_at) == (2, "worker-2", NOW)
+        assert [effect.path for effect in taken.effects] == ["0"]
+        assert store.expect(Busy, opening(run_key())).run == taken.run
+
+    def test_only_one_run_of_a_key_is_open(self, store: Store) -> None:
+        first = store.expect(Opened, opening(run_key("a"))).run
+        other = store.expect(OtherOpen, opening(run_key("b")))
+        assert other.run == first
+        assert other.until == NOW + LEASE_SECONDS
+        assert store.expect(Loaded, Load(run_key("b"))).run is None
+        store.do(Release(run_key("a"), 1))
+        assert store.expect(OtherOpen, opening(run_key("b"))).until == 0
+        store.do(opening(run_key("a")))
+        store.do(Close(run_key("a"), 2, "end", None))
+        assert store.expect(Opened, opening(run_key("b"))).session_version == 1
+
+    def test_keys_scopes_agents_and_revisions_do_not_touch(self, store: Store) -> None:
+        base = run_key()
+        others = [
+            base._replace(key='"card-2"'),
+            base._replace(scope="other"),
+            base._replace(agent="other"),
+            base._replace(revision=2),
+        ]
+        for run in (base, *others):
+            store.expect(Opened, opening(run))
+        store.do(Intend(base, 1, attempt()))
+        store.do(Close(base, 1, "end", "session"))
+        for run in others:
+            loaded = store.expect(Loaded, Load(run))
+            assert loaded.run is not None
+            assert (loaded.run.end, loaded.effects) == (None, ())
+            assert store.expect(Opened, opening(run)).session_version == 0
+
+    def test_an_id_with_another_event_is_a_conflict(self, store: Store) -> None:
+        run = store.expect(Opened, opening(run_key())).run
+        assert store.expect(Conflict, opening(run_key(), digest="other")).run == run
+        store.do(Close(run_key(), 1, "end", None))
+        assert store.expect(Conflict, opening(run_key(), digest="other")).run.end == "end"
+
+    def test_a_closed_run_is_not_opened(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        store.do(Close(run_key(), 1, "end", "session"))
+        closed = store.expect(Closed, opening(run_key(), "worker-2"))
+        assert (closed.run.end, closed.session_version, closed.session) == ("end", 1, "session")
+        assert [effect.path for effect in closed.effects] == ["0"]
+
+    # ---- sessions ----
+
+    def test_state_ahead_of_the_ledger_is_found(self, store: Store) -> None:
+        assert store.do(replace(opening(run_key()), session_version=3)) == StateAhead(0)
+        assert store.expect(Loaded, Load(run_key())).run is None
+        store.complete(run_key())
+        assert store.do(replace(opening(run_key("b")), session_version=2)) == StateAhead(1)
+
+    def test_a_fresh_head_begins_with_the_session_it_is_given(self, store: Store) -> None:
+        opened = store.expect(Opened, replace(opening(run_key()), session_version=3, session="before"))
+        assert (opened.session_version, opened.session) == (3, "before")
+        again = store.expect(Opened, opening(run_key()))
+        assert (again.session_version, again.session) == (3, "before")
+        closed = store.expect(Closed, Close(run_key(), 2, "end", "after"))
+        assert (closed.session_version, closed.session) == (4, "after")
+
+    def test_a_head_that_is_there_keeps_its_session(self, store: Store) -> None:
+        store.complete(run_key("a"), "first")
+        store.complete(run_key("b"), "second")
+        opened = store.expect(Opened, replace(opening(run_key("c")), session_version=1, session="first"))
+        assert (opened.session_version, opened.session) == (2, "second")
+
+    def test_a_session_expires(self, store: Store) -> None:
+        head = run_key().head
+        assert store.do(ExpireSession(head, 0)) == HeadIs(None)
+        store.complete(run_key())
+        kept = store.expect(HeadIs, ExpireSession(head, 0)).head
+        assert kept is not None
+        assert (kept.session_version, kept.session) == (1, "session")
+        for _ in range(2):
+            emptied = store.expect(HeadIs, ExpireSession(head, 1)).head
+            assert emptied is not None
+            assert (emptied.key, emptied.session_version, emptied.session, emptied.open_run) == (head, 2, None, None)
+
+    def test_a_session_does_not_expire_under_an_open_run(self, store: Store) -> None:
+        store.complete(run_key("a"))
+        store.do(opening(run_key("b")))
+        head = store.expect(HeadIs, ExpireSession(run_key().head, 1)).head
+        assert head is not None
+        assert (head.session_version, head.session, head.open_run) == (1, "session", "b")
+
+    # ---- intents and outcomes ----
+
+    def test_an_intent_is_recorded_once(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        assert store.do(Intend(run_key(), 1, attempt())) == Done(NOW)
+        store.clock.now += 1
+        store.expect(Done, Intend(run_key(), 1, replace(attempt(), name="changed")))
+        assert store.expect(Loaded, Load(run_key())).effects == (replace(attempt(), intent_at=NOW),)
+
+    def test_an_intent_needs_the_newest_epoch_of_an_open_run(self, store: Store) -> None:
+        assert store.do(Intend(run_key(), 1, attempt())) == Fenced(None)
+        store.do(opening(run_key()))
+        store.do(opening(run_key()))
+        assert store.do(Intend(run_key(), 1, attempt())) == Fenced(store.load(run_key()))
+        store.do(Close(run_key(), 2, "end", None))
+        assert store.do(Intend(run_key(), 2, attempt())) == Fenced(store.load(run_key()))
+        assert store.expect(Loaded, Load(run_key())).effects == ()
+
+    def test_an_outcome_is_recorded_once(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        store.clock.now += 1
+        first = store.expect(Recorded, Record(run_key(), "0", 1, "ok", '"first"'))
+        assert first.new
+        assert first.effect == replace(attempt(), intent_at=NOW, status="ok", value='"first"', outcome_at=NOW + 1)
+        store.clock.now += 1
+        second = store.expect(Recorded, Record(run_key(), "0", 1, "failed", '"second"'))
+        assert second == Recorded(first.effect, new=False)
+        assert store.expect(Loaded, Load(run_key())).effects == (first.effect,)
+
+    def test_late_outcomes_are_recorded(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        for path in ("0", "1"):
+            store.do(Intend(run_key(), 1, attempt(path)))
+        store.do(opening(run_key()))
+        assert store.expect(Recorded, Record(run_key(), "0", 1, "ok", "1")).new
+        store.do(Close(run_key(), 2, "end", None))
+        assert store.expect(Recorded, Record(run_key(), "1", 1, "ok", "2")).new
+        assert [effect.value for effect in store.expect(Closed, opening(run_key())).effects] == ["1", "2"]
+        assert store.load(run_key()).end == "end"
+
+    def test_an_outcome_without_intent_is_an_error(self, store: Store) -> None:
+        with pytest.raises(LookupError):
+            store.do(Record(run_key(), "0", 1, "ok", "1"))
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        for path, number in (("0", 2), ("1", 1)):
+            with pytest.raises(LookupError):
+                store.do(Record(run_key(), path, number, "ok", "1"))
+        assert store.expect(Recorded, Record(run_key(), "0", 1, "ok", "1")).new
+
+    def test_a_journal_keeps_the_order_of_its_intents_and_every_field(self, store: Store) -> None:
+        effects = [
+            Effect("10", 1, "model", "openai:x", "d1", "pure", None),
+            Effect("2", 1, "tool", "hold 🂡", "d2", "once", '{"a":"\\u0000"}', delivered=(("10", 1),)),
+            Effect("2", 2, "tool", "", "d3", "idempotent", "{}", delivered=(("10", 1), ("2", 1))),
+            Effect("3.0.1", 1, "sleep", "sleep", "d4", "pure", "5", due=NOW + 5.25),
+        ]
+        store.do(opening(run_key()))
+        for effect in effects:
+            store.do(Intend(run_key(), 1, effect))
+        store.do(Record(run_key(), "10", 1, "ok", "é\n" * 1_000))
+        expected = [replace(effect, intent_at=NOW) for effect in effects]
+        expected[0] = replace(expected[0], status="ok", value="é\n" * 1_000, outcome_at=NOW)
+        assert list(store.expect(Loaded, Load(run_key())).effects) == expected
+        assert list(store.expect(Opened, opening(run_key())).effects) == expected
+
+    # ---- close and release ----
+
+    def test_a_run_is_closed_once(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += 1
+        first = store.expect(Closed, Close(run_key(), 1, "first", "session"))
+        assert (first.run.end, first.run.owner, first.run.closed_at) == ("first", "", NOW + 1)
+        assert (first.session_version, first.session) == (1, "session")
+        for epoch in (1, 7):
+            again = store.expect(Closed, Close(run_key(), epoch, "second", "other"))
+            assert again == first
+        assert store.expect(Loaded, Load(run_key())).run == first.run
+
+    def test_a_close_needs_the_newest_epoch(self, store: Store) -> None:
+        assert store.do(Close(run_key(), 1, "end", None)) == Fenced(None)
+        store.do(opening(run_key()))
+        store.do(opening(run_key()))
+        assert store.do(Close(run_key(), 1, "end", None)) == Fenced(store.load(run_key()))
+        assert store.load(run_key()).end is None
+
+    def test_two_live_workers_fence_each_other(self, store: Store, make_ledger: Callable[..., Ledger]) -> None:
+        second = Store(make_ledger(clock=store.clock), store.clock)
+        second.ledger.open()
+        store.do(opening(run_key(), "worker-1"))
+        store.clock.now += LEASE_SECONDS + 1
+        assert second.expect(Opened, opening(run_key(), "worker-2")).run.epoch == 2
+        store.expect(Fenced, Intend(run_key(), 1, attempt()))
+        store.expect(Fenced, Close(run_key(), 1, "end", None))
+        store.expect(Fenced, Release(run_key(), 1))
+        second.expect(Done, Intend(run_key(), 2, attempt()))
+        store.clock.now += LEASE_SECONDS + 1
+        assert store.expect(Opened, opening(run_key(), "worker-1")).run.epoch == 3
+        second.expect(Fenced, Close(run_key(), 2, "end", None))
+        assert store.expect(Closed, Close(run_key(), 3, "mine", None)).run.end == "mine"
+        assert second.expect(Closed, Close(run_key(), 2, "end", None)).run.end == "mine"
+        if second.ledger is not store.ledger:
+            second.ledger.close()
+
+    def test_a_released_run_is_free_and_not_stalled(self, store: Store) -> None:
+        assert store.do(Release(run_key(), 1)) == Fenced(None)
+        store.do(opening(run_key()))
+        store.clock.now += 2
+        store.expect(Done, Release(run_key(), 1))
+        store.clock.now += 5
+        store.expect(Done, Release(run_key(), 1))
+        assert (store.load(run_key()).owner, store.load(run_key()).held) == ("", 2)
+        taken = store.expect(Opened, opening(run_key(), "worker-2")).run
+        assert (taken.epoch, taken.stalls, taken.held) == (2, 0, 2)
+        store.expect(Fenced, Release(run_key(), 1))
+        store.do(Close(run_key(), 2, "end", None))
+        store.expect(Fenced, Release(run_key(), 2))
+
+    def test_stalls_are_counted_until_there_is_a_new_outcome(self, store: Store) -> None:
+        for stalls in range(3):
+            assert store.expect(Opened, opening(run_key())).run.stalls == stalls
+        store.do(Intend(run_key(), 3, attempt()))
+        assert store.load(run_key()).stalls == 2
+        store.do(Record(run_key(), "0", 1, "ok", "1"))
+        assert store.load(run_key()).stalls == 0
+        assert store.expect(Opened, opening(run_key())).run.stalls == 1
+        store.do(Record(run_key(), "0", 1, "ok", "1"))
+        assert store.load(run_key()).stalls == 1
+
+    def test_the_time_that_workers_held_a_run_is_added_up(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += 3
+        store.do(Renew("worker-1"))
+        store.clock.now += 100
+        taken = store.expect(Opened, opening(run_key(), "worker-2")).run
+        assert taken.held == 3
+        store.clock.now += 0.5
+        assert store.expect(Opened, opening(run_key(), "worker-2")).run.held == 3.5
+        store.clock.now += 1.5
+        store.do(Release(run_key(), 3))
+        assert store.load(run_key()).held == 5
+        store.clock.now += 1_000_000
+        store.do(Renew("worker-3"))
+        assert store.expect(Opened, opening(run_key(), "worker-3")).run.held == 5
+
+    def test_a_lease_that_an_open_run_needs_is_kept(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += 3
+        store.do(Renew("worker-1"))
+        store.clock.now += 10_000_000
+        for number in range(3):
+            store.do(Renew(f"worker-1{number}"))
+        assert store.expect(Opened, opening(run_key(), "worker-2")).run.held == 3
+
+    # ---- orphans ----
+
+    def test_orphans_are_the_open_runs_of_a_scope_without_a_worker(self, store: Store) -> None:
+        runs = [run_key(f"r{number}", f'"k{number}"', revision=number % 2) for number in range(5)]
+        for run in runs:
+            store.do(opening(run))
+            store.clock.now += 0.125
+        store.do(opening(run_key("other", scope="other")))
+        store.do(Close(runs[3], 1, "end", None))
+        assert store.do(FindOrphans("scope", "fraud")) == Orphans(())
+        store.do(Release(runs[4], 1))
+        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud")).runs] == [runs[4]]
+        store.clock.now += LEASE_SECONDS + 1
+        store.do(opening(runs[1], "worker-2"))
+        orphans = store.expect(Orphans, FindOrphans("scope", "fraud")).runs
+        assert [run.key for run in orphans] == [runs[0], runs[2], runs[4]]
+        assert orphans[0] == store.load(runs[0])
+        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud", limit=2)).runs] == runs[0:3:2]
+        assert store.do(FindOrphans("scope", "nobody")) == Orphans(())

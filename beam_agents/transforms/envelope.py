@@ -1,0 +1,122 @@
+"""An event on its way to its key's DoFn, and its admission."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.utils.timestamp import Timestamp
+from pydantic import BaseModel, ConfigDict
+
+from beam_agents.agent import AgentBase
+from beam_agents.codec import digest, key_text
+from beam_agents.events import FailureReason, RunFailure
+from beam_agents.transforms.windows import encode_window
+
+FAILURES = "failures"
+
+EventId = str | Callable[[Any], Any]
+"""A field of the event, or a function of it."""
+
+
+class Envelope(BaseModel):
+    """An admitted event. The JSON of this class is the form in Beam's state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = 1
+    """1: first form."""
+    run_id: str
+    event: str
+    """The event as canonical JSON."""
+    digest: str
+    micros: int
+    """The event's time: microseconds since 1970."""
+    window: str = ""
+    """The input's window, encoded, in hex; empty for the global one."""
+
+    @property
+    def timestamp(self) -> Timestamp:
+        """The event's time."""
+        return Timestamp(micros=self.micros)
+
+    def encoded(self) -> bytes:
+        """As JSON."""
+        return self.model_dump_json().encode()
+
+
+class Admit(beam.DoFn):
+    """Checks each element where it stands, in its own window: bad ones go to `failures` before they touch any state.
+
+    Args:
+        agent: Whose events they are.
+        event_id: How an event names itself.
+        scope: For metrics.
+        window_coder: The coder of the input's windows.
+    """
+
+    def __init__(self, agent: AgentBase[Any, Any, Any, Any], event_id: EventId, scope: str, window_coder: Any) -> None:
+        self._agent = agent
+        self._event_id = event_id
+        self._window_coder = window_coder
+        self._failed = Metrics.counter(f"beam_agents.{scope}", "failed")
+
+    def process(
+        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
+        """Emits (key, envelope) or, tagged, (key, failure)."""
+        if not isinstance(element, tuple) or len(element) != 2:
+            message = "the element is not a pair of key and event; put beam.WithKeys(...) before RunAgent"
+            yield self._refuse(None, FailureReason.INVALID_EVENT, message, raw=element)
+            return
+        key, raw = element
+        try:
+            if key is None:
+                yield self._refuse(None, FailureReason.MISSING_KEY, "the key is None", raw=raw)
+                return
+            key_text(key)
+            event = self._agent.read_event(raw)
+            text = self._agent.event_json(event)
+        except ValueError as error:
+            yield self._refuse(key, FailureReason.INVALID_EVENT, str(error), raw=raw)
+            return
+        try:
+            run_id = self._id_of(event)
+        except Exception as error:
+            message = f"event_id={self._event_id!r}: {type(error).__name__}: {error}"
+            yield self._refuse(key, FailureReason.MISSING_ID, message, event=event)
+            return
+        encoded = encode_window(window, self._window_coder).hex()
+        if encoded:
+            run_id = f"{run_id}@{window.max_timestamp().micros}"
+        envelope = Envelope(
+            run_id=run_id, event=text, digest=digest(text), micros=Timestamp.of(timestamp).micros, window=encoded
+        )
+        yield key, envelope.encoded()
+
+    def _id_of(self, event: Any) -> str:
+        if callable(self._event_id):
+            found = self._event_id(event)
+        elif isinstance(event, dict):
+            found = event.get(self._event_id)
+        else:
+            found = getattr(event, self._event_id, None)
+        if found is None or found == "":
+            raise ValueError("the event has no id; without one a replay cannot be told from a new event")
+        if not isinstance(found, (str, int)):
+            raise TypeError(f"an id is a text or a whole number, not {found!r}")
+        return str(found)
+
+    def _refuse(
+        self, key: Any, reason: FailureReason, message: str, *, event: Any = None, raw: Any = None
+    ) -> beam.pvalue.TaggedOutput:
+        self._failed.inc()
+        text = None
+        if event is None:
+            text = (
+                raw.decode(errors="replace") if isinstance(raw, bytes) else raw if isinstance(raw, str) else repr(raw)
+            )
+        failure: RunFailure[Any] = RunFailure(reason=reason, message=message, event=event, raw=text)
+        return beam.pvalue.TaggedOutput(FAILURES, (key, failure))

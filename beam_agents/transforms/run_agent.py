@@ -1,0 +1,262 @@
+"""`RunAgent`: an agent as a transform over keyed events."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, get_args
+
+import apache_beam as beam
+from apache_beam.typehints.typehints import Any as AnyHint
+from apache_beam.typehints.typehints import coerce_to_kv_type
+from apache_beam.pipeline import AppliedPTransform, Pipeline
+from apache_beam.pvalue import PCollection
+from apache_beam.testing.test_stream import TestStream
+from apache_beam.transforms.window import GlobalWindows
+from pydantic import BaseModel
+
+from beam_agents.agent import AgentBase
+from beam_agents.codec import digest
+from beam_agents.errors import ConfigurationError, NetworkModelForbidden
+from beam_agents.events import Duplicate, Emitted, RunFailure, RunResult, TraceRecord
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.memory import EphemeralLedger
+from beam_agents.ledger.urls import ledger_from
+from beam_agents.models.network import check_network_allowed, network_models_forbidden
+from beam_agents.transforms.batch import BatchDoFn
+from beam_agents.transforms.coders import PydanticCoder, register
+from beam_agents.transforms.doorbell import Doorbell
+from beam_agents.transforms.emission import DUPLICATES, EMITTED, RESULTS, TRACE
+from beam_agents.transforms.envelope import FAILURES, Admit, EventId
+from beam_agents.transforms.streaming import StreamingDoFn
+from beam_agents.transforms.use import AgentUse
+from beam_agents.transforms.windows import RestoreWindows, window_coder
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOutputs:
+    """The outputs of `RunAgent`: each value with its key, its event's time and the input's window."""
+
+    results: PCollection[Any]
+    """(key, `RunResult`): one for each event that was decided."""
+    failures: PCollection[Any]
+    """(key, `RunFailure`): one for each event that has no answer, with the reason and the transcript."""
+    duplicates: PCollection[Any]
+    """(key, `Duplicate`): events that came again."""
+    trace: PCollection[Any]
+    """(key, `TraceRecord`): one for each step, when its run has ended."""
+    emitted: PCollection[Any]
+    """(key, `Emitted`): what workflows gave to `ctx.emit`."""
+
+
+class RunAgent(beam.PTransform[Any, Any]):
+    """Runs an agent on each event of a PCollection of (key, event).
+
+    Bounded input takes the batch driver, unbounded input the streaming one; the results are the same.
+
+    Args:
+        agent: An `Agent` or a workflow.
+        event_id: The field that names an event, or a function of the event. The id must come from the durable source
+            (a transaction id, topic-partition-offset), so that it is the same after any replay. Required: a hash of the
+            content would take two equal readings for one.
+        ledger: `"sqlite:///runs.db"` or a `Ledger`. `None` only when every tool is `pure`: runs then start over after
+            a crash.
+        scope: A stable name for this use of the agent, unique in the pipeline; the agent's name by default. Two jobs
+            with the same scope on one ledger go on from each other.
+        dedupe_for: How long, in a stream, an event that comes again is known as a duplicate.
+        session_ttl: Event time after which a key's conversation and state start anew; `None` for never.
+
+    Raises:
+        ConfigurationError: Something cannot work; it says what to change.
+    """
+
+    def __init__(
+        self,
+        agent: AgentBase[Any, Any, Any, Any],
+        *,
+        event_id: EventId,
+        ledger: str | Ledger | None = None,
+        scope: str | None = None,
+        dedupe_for: timedelta = timedelta(days=7),
+        session_ttl: timedelta | None = timedelta(days=90),
+    ) -> None:
+        super().__init__()
+        self.agent = agent
+        self.scope: str = scope or str(getattr(agent, "name", ""))
+        self._event_id = event_id
+        self._check(ledger, dedupe_for, session_ttl)
+        pickled = AgentUse.pickle(agent)
+        ephemeral = ledger is None
+        store = EphemeralLedger(uuid.uuid4().hex) if ledger is None else ledger_from(ledger)
+        self._use = AgentUse(
+            pickled=pickled,
+            identity=digest(pickled.hex()),
+            ledger=store,
+            scope=self.scope,
+            network_forbidden=network_models_forbidden(),
+            ephemeral=ephemeral,
+            dedupe_for=dedupe_for,
+            session_ttl=session_ttl,
+        )
+
+    def _check(self, ledger: str | Ledger | None, dedupe_for: timedelta, session_ttl: timedelta | None) -> None:
+        agent, event_id = self.agent, self._event_id
+        if not isinstance(agent, AgentBase):
+            raise ConfigurationError(f"RunAgent takes an Agent or a workflow, not {agent!r}")
+        changing = [tool for tool in agent.tools if tool.effect != "pure"]
+        if ledger is None and changing:
+            raise ConfigurationError(
+                f"agent {agent.name!r} has the tool {changing[0].name!r} with effect={changing[0].effect!r}, which may "
+                "not run again after a crash: give RunAgent a ledger, for example ledger='sqlite:///runs.db'"
+            )
+        for name, time in (("dedupe_for", dedupe_for), ("session_ttl", session_ttl)):
+            if time is not None and time <= timedelta(0):
+                raise ConfigurationError(f"RunAgent({name}={time!r}) must be above zero")
+        if not callable(event_id):
+            for member in get_args(agent.event_type) or (agent.event_type,):
+                if isinstance(member, type) and issubclass(member, BaseModel) and event_id not in member.model_fields:
+                    there = ", ".join(member.model_fields)
+                    raise ConfigurationError(
+                        f"RunAgent(event_id={event_id!r}): {member.__name__} has no such field, it has: {there}; "
+                        "name one of them, or give a function of the event"
+                    )
+        if agent.model is not None and network_models_forbidden():
+            try:
+                check_network_allowed(agent.model, True)
+            except NetworkModelForbidden as error:
+                raise ConfigurationError(str(error)) from error
+
+    def default_label(self) -> str:
+        """The agent's name."""
+        return f"RunAgent({self.scope})"
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner shows of the transform."""
+        budget = self.agent.budget
+        return {
+            "agent": self.agent.name,
+            "scope": self.scope,
+            "revision": self.agent.revision,
+            "model": self.agent.model.name if self.agent.model else "none",
+            "tools": ", ".join(f"{tool.name} ({tool.effect})" for tool in self.agent.tools),
+            "ledger": "none" if self._use.ephemeral else self._use.ledger.url,
+            "budget": f"{budget.steps} steps, {budget.tool_calls} tool calls, {budget.wall_clock}",
+        }
+
+    def annotations(self) -> dict[str, str]:
+        """The same in the pipeline's proto."""
+        return {f"beam_agents:{name}": str(value) for name, value in self.display_data().items()}
+
+    def expand(self, pcoll: PCollection[Any]) -> AgentOutputs:
+        """Builds the stages."""
+        key_type = self._key_type(pcoll)
+        self._check_scope(pcoll.pipeline)
+        agent, windowing = self.agent, pcoll.windowing
+        register(agent.event_type, agent.output_type)
+        types = {
+            RESULTS: RunResult[agent.event_type, agent.output_type],  # type: ignore[name-defined]
+            FAILURES: RunFailure[agent.event_type],  # type: ignore[name-defined]
+            DUPLICATES: Duplicate[agent.event_type],  # type: ignore[name-defined]
+            TRACE: TraceRecord,
+            EMITTED: Emitted,
+        }
+        for type_ in types.values():
+            beam.coders.registry.register_coder(type_, PydanticCoder)
+        admitted = pcoll | "Admit" >> beam.ParDo(
+            Admit(agent, self._event_id, self.scope, window_coder(windowing))
+        ).with_outputs(FAILURES, main="events")
+        refused = admitted[FAILURES]
+        refused.element_type = tuple[key_type, types[FAILURES]]  # type: ignore[valid-type]
+        events = admitted["events"]
+        events.element_type = tuple[key_type, bytes]  # type: ignore[valid-type]
+        done = self._drive(events | "Global" >> beam.WindowInto(GlobalWindows()), pcoll, key_type)
+        outputs: dict[str, Any] = {}
+        for tag, type_ in types.items():
+            pair = tuple[key_type, type_]  # type: ignore[valid-type]
+            done[tag].element_type = tuple[pair, int, bytes]
+            outputs[tag] = done[tag] | f"Restore {tag}" >> RestoreWindows(windowing, value_type=pair)
+        outputs[FAILURES] = (refused, outputs[FAILURES]) | "Failures" >> beam.Flatten()
+        return AgentOutputs(**outputs)
+
+    def _drive(self, events: Any, pcoll: Any, key_type: Any) -> Any:
+        tags = (RESULTS, FAILURES, DUPLICATES, TRACE, EMITTED)
+        if pcoll.is_bounded:
+            return events | "Group" >> beam.GroupByKey() | "Run" >> beam.ParDo(BatchDoFn(self._use)).with_outputs(*tags)
+        waits = not _has_real_time(pcoll)
+        if not waits:
+            rings = pcoll.pipeline | f"Doorbell({self.scope})" >> Doorbell(
+                _Drain(self._use), key_type=key_type, busy=_Busy(self._use)
+            )
+            events = (events, rings) | "Ring" >> beam.Flatten()
+            events.element_type = tuple[key_type, bytes]
+        driver = StreamingDoFn(self._use, rings=not waits, waits=waits)
+        return events | "Run" >> beam.ParDo(driver).with_outputs(*tags)
+
+    def _key_type(self, pcoll: PCollection[Any]) -> Any:
+        element_type = pcoll.element_type
+        if element_type in (None, Any, AnyHint):
+            return Any
+        try:
+            key_type, _ = coerce_to_kv_type(element_type, self.label).tuple_types
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"RunAgent({self.agent.name!r}): its input has elements of {element_type}, not pairs of key and event; "
+                "put beam.WithKeys(...) before it"
+            ) from error
+        return key_type
+
+    def _check_scope(self, pipeline: Pipeline) -> None:
+        for other in _transforms(pipeline.transforms_stack[0]):
+            if (
+                isinstance(other, RunAgent)
+                and other is not self
+                and (other.scope, other.agent.name) == (self.scope, self.agent.name)
+            ):
+                raise ConfigurationError(
+                    f"two RunAgent in this pipeline have the scope {self.scope!r}: their runs could not be told apart; "
+                    "give one of them scope=..."
+                )
+
+
+def _transforms(applied: AppliedPTransform) -> Iterator[Any]:
+    yield applied.transform
+    for part in applied.parts:
+        yield from _transforms(part)
+
+
+def _has_real_time(pcoll: Any) -> bool:
+    """Whether processing time passes by itself: not under a TestStream, nor on runners that only simulate streams."""
+    seen, waiting = set(), [pcoll]
+    while waiting:
+        producer = waiting.pop().producer
+        if producer is None or producer in seen:
+            continue
+        seen.add(producer)
+        if isinstance(producer.transform, TestStream):
+            return False
+        waiting.extend(value for value in producer.inputs if isinstance(value, PCollection))
+    return True
+
+
+class _Drain:
+    """The keys whose runs have ended in this worker process."""
+
+    def __init__(self, use: AgentUse) -> None:
+        self._use = use
+
+    def __call__(self) -> list[Any]:
+        host = self._use.find()
+        return [] if host is None else host.drain()
+
+
+class _Busy:
+    """Whether this worker process has live runs."""
+
+    def __init__(self, use: AgentUse) -> None:
+        self._use = use
+
+    def __call__(self) -> bool:
+        host = self._use.find()
+        return host is not None and not host.idle()

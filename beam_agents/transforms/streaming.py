@@ -1,0 +1,352 @@
+"""The driver for streams: a key's events wait in its inbox, its runs go on in the worker, a doorbell calls the key.
+
+State of a key, small cells first:
+
+- `now`: the open event and how far the inbox is read; written when a run starts that does not end at once.
+- `memory`: the session with its version, the ledger's identity; written when a run ends.
+- `inbox`: events that wait, a bag; emptied when the last of them was taken.
+- `closed`: the ids of events that were emitted, a bag; read only when the ledger says that a run had ended before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from pydantic import BaseModel, ConfigDict
+
+from beam_agents.codec import digest, key_of
+from beam_agents.engine.end import Ended, Refused
+from beam_agents.engine.live import Parked
+from beam_agents.history import Session
+from beam_agents.transforms.doorbell import LOOK
+from beam_agents.transforms.emission import Emitter, place
+from beam_agents.transforms.envelope import Envelope
+from beam_agents.transforms.use import AgentUse
+
+if TYPE_CHECKING:
+    from beam_agents.engine.host import Host
+
+QUICK_SECONDS = 0.02
+"""How long `process` waits for runs of an agent whose runs have lately ended within that time."""
+
+_PATIENCE = 4
+"""After so many waits in vain `process` does not wait until a run turns out to have been quick."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two looks at a run that nobody rings for."""
+
+_PAUSE_WITHOUT_BELL = 0.1
+_COMPACT_AFTER = 256
+"""Closed ids of a key from one dropping of those older than `dedupe_for` to the next."""
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    version: int = 1
+    """1: first form."""
+
+
+class Now(_Form):
+    """What a key is busy with."""
+
+    open: Envelope | None = None
+    read: int = 0
+    """How many events of the inbox were taken."""
+    waiting: int = 0
+    """How many events were put into the inbox since it was last emptied."""
+
+
+class Memory(_Form):
+    """What a key keeps between runs."""
+
+    ledger: str | None = None
+    """Identity of the ledger."""
+    revision: int = 0
+    """Of the agent that wrote the session."""
+    session_version: int = 0
+    session: str | None = None
+    """`history.Session` as JSON."""
+    touched: int = 0
+    """Event time of the newest event, microseconds since 1970."""
+    closed: int = 0
+    """How many ids were noted as closed since old ones were last dropped."""
+    expiry_set: bool = False
+
+
+class ClosedId(_Form):
+    """An event that was emitted."""
+
+    run_id: str
+    at: float
+    """Seconds since 1970."""
+
+
+class _Cells:
+    """One key's state during one callback; cells are read once and written when they changed."""
+
+    def __init__(self, key: Any, now: Any, memory: Any, inbox: Any, closed: Any, deadline: Any, expiry: Any) -> None:
+        self.key = key
+        self._now, self._memory, self._inbox, self._closed = now, memory, inbox, closed
+        self.deadline, self.expiry = deadline, expiry
+        self.now = Now.model_validate_json(raw) if (raw := now.read()) else Now()
+        self.memory = Memory.model_validate_json(raw) if (raw := memory.read()) else Memory()
+        self._before = (self.now, self.memory)
+
+    def set_now(self, **changes: Any) -> None:
+        self.now = self.now.model_copy(update=changes)
+
+    def set_memory(self, **changes: Any) -> None:
+        self.memory = self.memory.model_copy(update=changes)
+
+    def wait(self, envelope: Envelope) -> None:
+        """Puts an event into the inbox."""
+        self._inbox.add(envelope.encoded())
+        self.set_now(waiting=self.now.waiting + 1)
+
+    def next_event(self) -> Envelope | None:
+        """Takes the first event that waits."""
+        if self.now.read == self.now.waiting:
+            if self.now.waiting:
+                self._inbox.clear()
+                self.set_now(read=0, waiting=0)
+            return None
+        waiting = list(self._inbox.read())
+        self.set_now(read=self.now.read + 1)
+        return Envelope.model_validate_json(waiting[self.now.read - 1])
+
+    def unfinished(self) -> list[Envelope]:
+        """The open event and those that wait."""
+        waiting = list(self._inbox.read())[self.now.read :] if self.now.waiting else []
+        events = [Envelope.model_validate_json(raw) for raw in waiting]
+        return [self.now.open, *events] if self.now.open else events
+
+    def was_emitted(self, run_id: str) -> bool:
+        """Whether this state has emitted the event."""
+        return any(ClosedId.model_validate_json(raw).run_id == run_id for raw in self._closed.read())
+
+    def note_emitted(self, run_id: str, at: float, dedupe_seconds: float) -> None:
+        """Notes that the event is emitted."""
+        if self.memory.closed >= _COMPACT_AFTER:
+            kept = [raw for raw in self._closed.read() if ClosedId.model_validate_json(raw).at > at - dedupe_seconds]
+            self._closed.clear()
+            for raw in kept:
+                self._closed.add(raw)
+            self.set_memory(closed=0)
+        self._closed.add(ClosedId(run_id=run_id, at=at).model_dump_json().encode())
+        self.set_memory(closed=self.memory.closed + 1)
+
+    def write(self) -> None:
+        """Writes what changed."""
+        now, memory = self._before
+        if self.now != now:
+            if self.now == Now():
+                self._now.clear()
+            else:
+                self._now.write(self.now.model_dump_json().encode())
+        if self.memory != memory:
+            self._memory.write(self.memory.model_dump_json().encode())
+
+
+class StreamingDoFn(beam.DoFn):
+    """Takes (key, envelope) and (key, LOOK).
+
+    Args:
+        use: The agent and where it runs.
+        rings: Whether a doorbell calls; without one, timers look at open runs with growing pauses.
+        waits: Whether `process` waits for the end of each run: where there is no real time (TestStream).
+    """
+
+    _NOW = ReadModifyWriteStateSpec("now", BytesCoder())
+    _MEMORY = ReadModifyWriteStateSpec("memory", BytesCoder())
+    _INBOX = BagStateSpec("inbox", BytesCoder())
+    _CLOSED = BagStateSpec("closed", BytesCoder())
+    _DEADLINE = TimerSpec("deadline", TimeDomain.REAL_TIME)
+    _EXPIRY = TimerSpec("expiry", TimeDomain.WATERMARK)
+
+    def __init__(self, use: AgentUse, *, rings: bool, waits: bool) -> None:
+        self._use = use
+        self._rings = rings
+        self._waits = waits
+        self._emitter = Emitter(use.agent, use.scope)
+        self._callbacks = Metrics.counter(f"beam_agents.{use.scope}", "callbacks")
+        self._quick = _PATIENCE
+
+    def setup(self) -> None:
+        """Joins the worker."""
+        self._host: Host = self._use.join()
+        if self._rings:
+            self._host.watch_orphans(key_of)
+
+    def teardown(self) -> None:
+        """Leaves the worker."""
+        self._use.leave(self._host)
+
+    def process(
+        self,
+        element: tuple[Any, bytes],
+        now: Any = beam.DoFn.StateParam(_NOW),
+        memory: Any = beam.DoFn.StateParam(_MEMORY),
+        inbox: Any = beam.DoFn.StateParam(_INBOX),
+        closed: Any = beam.DoFn.StateParam(_CLOSED),
+        deadline: Any = beam.DoFn.TimerParam(_DEADLINE),
+        expiry: Any = beam.DoFn.TimerParam(_EXPIRY),
+    ) -> Iterator[TaggedOutput]:
+        """An event arrives, or the doorbell calls."""
+        key, data = element
+        self._callbacks.inc()
+        cells = _Cells(key, now, memory, inbox, closed, deadline, expiry)
+        if data == LOOK:
+            yield from self._advance(cells)
+        else:
+            envelope = Envelope.model_validate_json(data)
+            if cells.now.open is None and cells.now.read == cells.now.waiting:
+                cells.set_now(open=envelope)
+            else:
+                cells.wait(envelope)
+            yield from self._advance(cells, arrived=envelope)
+        cells.write()
+
+    @on_timer(_DEADLINE)
+    def look_again(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        tag: str = beam.DoFn.DynamicTimerTagParam,
+        now: Any = beam.DoFn.StateParam(_NOW),
+        memory: Any = beam.DoFn.StateParam(_MEMORY),
+        inbox: Any = beam.DoFn.StateParam(_INBOX),
+        closed: Any = beam.DoFn.StateParam(_CLOSED),
+        deadline: Any = beam.DoFn.TimerParam(_DEADLINE),
+        expiry: Any = beam.DoFn.TimerParam(_EXPIRY),
+    ) -> Iterator[TaggedOutput]:
+        """An event's timer fired: its deadline, or a look where no doorbell rings. Cleared timers may fire too."""
+        self._callbacks.inc()
+        cells = _Cells(key, now, memory, inbox, closed, deadline, expiry)
+        yield from self._advance(cells)
+        if any(tag == _tag(event) for event in cells.unfinished()):
+            self._set_timer(cells, tag)
+        cells.write()
+
+    @on_timer(_EXPIRY)
+    def expire(
+        self,
+        memory: Any = beam.DoFn.StateParam(_MEMORY),
+        now: Any = beam.DoFn.StateParam(_NOW),
+        closed: Any = beam.DoFn.StateParam(_CLOSED),
+        expiry: Any = beam.DoFn.TimerParam(_EXPIRY),
+        fired: Any = beam.DoFn.TimestampParam,
+    ) -> None:
+        """The session's time may be over: drops Beam's copy. The engine judges by the session's own time."""
+        ttl = self._use.session_ttl
+        raw = memory.read()
+        if ttl is None or raw is None:
+            return
+        kept = Memory.model_validate_json(raw)
+        due = kept.touched / 1e6 + ttl.total_seconds()
+        if due > fired.micros / 1e6:
+            expiry.set(due)
+            return
+        changes: dict[str, Any] = {"expiry_set": False}  # the next run that ends sets the timer again
+        if not now.read():
+            closed.clear()
+            changes |= {"session": None, "closed": 0}
+        memory.write(kept.model_copy(update=changes).model_dump_json().encode())
+
+    # ---- the path of an event ----
+
+    def _advance(self, cells: _Cells, arrived: Envelope | None = None) -> Iterator[TaggedOutput]:
+        """Emits what has ended and starts what waits, as far as it goes without waiting."""
+        while True:
+            event = cells.now.open
+            if event is None:
+                event = cells.next_event()
+                if event is None:
+                    break
+                cells.set_now(open=event)
+            if self._use.ephemeral and cells.was_emitted(event.run_id):
+                yield TaggedOutput(*place(self._emitter.duplicate(cells.key, event)))
+            else:
+                outcome = self._outcome(cells, event)
+                if outcome is None:
+                    break
+                for emission in self._close(cells, event, outcome):
+                    yield TaggedOutput(*place(emission))
+            cells.set_now(open=None)
+            if arrived is None or event.run_id != arrived.run_id:
+                cells.deadline.clear(dynamic_timer_tag=_tag(event))
+        if arrived is not None and cells.now.open is not None:
+            self._set_timer(cells, _tag(arrived))
+
+    def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | None:
+        """What the event's run came to, if it has ended; starts it, or attaches to it."""
+        handle = self._host.start(self._task(cells, event))
+        try:
+            if self._waits:
+                outcome = handle.done.result()
+            elif handle.done.done() or self._quick > 0:
+                outcome = handle.done.result(timeout=QUICK_SECONDS)
+            else:
+                return None
+        except FutureTimeout:
+            self._quick -= 1
+            return None
+        except Parked:
+            return None
+        self._host.forget(handle.run)
+        if isinstance(outcome, Ended) and (outcome.run.closed_at or 0) - outcome.run.opened_at < QUICK_SECONDS:
+            self._quick = _PATIENCE
+        return outcome
+
+    def _task(self, cells: _Cells, event: Envelope) -> Any:
+        memory = cells.memory
+        # A head that does not exist yet is begun with Beam's session only where that is no sign of a lost ledger.
+        begins = self._use.ephemeral or memory.revision != self._use.agent.revision
+        session = memory.session or Session(version=memory.session_version).model_dump_json()
+        return self._use.task(
+            cells.key,
+            event,
+            session_version=memory.session_version,
+            session=session if begins and memory.session_version else None,
+            ledger_identity=None if self._use.ephemeral else memory.ledger,
+        )
+
+    def _close(self, cells: _Cells, event: Envelope, outcome: Ended | Refused) -> Iterator[Any]:
+        if isinstance(outcome, Ended) and outcome.replayed and cells.was_emitted(event.run_id):
+            yield self._emitter.duplicate(cells.key, event)
+            return
+        yield from self._emitter.outcome(cells.key, event, outcome)
+        if isinstance(outcome, Refused):
+            return
+        cells.set_memory(
+            ledger=outcome.ledger,
+            revision=self._use.agent.revision,
+            session_version=outcome.session_version,
+            session=outcome.session,
+            touched=max(cells.memory.touched, event.micros),
+        )
+        cells.note_emitted(event.run_id, outcome.run.closed_at or time.time(), self._use.dedupe_for.total_seconds())
+        if self._use.session_ttl is not None and not cells.memory.expiry_set:
+            cells.expiry.set(event.micros / 1e6 + self._use.session_ttl.total_seconds())
+            cells.set_memory(expiry_set=True)
+
+    # ---- timers ----
+
+    def _set_timer(self, cells: _Cells, tag: str) -> None:
+        """Calls the key again when the run's budget of time is over, or soon where no doorbell does."""
+        budget = self._use.agent.budget.wall_clock.total_seconds()
+        pause = min(LONGEST_PAUSE, budget + 1.0) if self._rings else _PAUSE_WITHOUT_BELL
+        # One timer for each event, since on most runners a pending timer is what holds the watermark at its event.
+        cells.deadline.set(time.time() + pause, dynamic_timer_tag=tag)
+
+
+def _tag(event: Envelope) -> str:
+    return digest(event.run_id)[:16]

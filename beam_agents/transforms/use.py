@@ -1,0 +1,85 @@
+"""What a DoFn of `RunAgent` carries to the workers, and the host it joins there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from apache_beam.internal import cloudpickle_pickler
+
+from beam_agents.agent import AgentBase
+from beam_agents.codec import key_text
+from beam_agents.engine.live import Task
+from beam_agents.engine.worker import this_worker
+from beam_agents.ledger.base import Ledger, RunKey
+from beam_agents.transforms.envelope import Envelope
+
+if TYPE_CHECKING:
+    from beam_agents.engine.host import Host
+
+
+@dataclass(frozen=True)
+class AgentUse:
+    """One use of an agent in a pipeline.
+
+    The agent travels as bytes, so that all DoFns of a worker process share one copy of it: one set of model clients
+    and dependencies.
+    """
+
+    pickled: bytes
+    identity: str
+    """Digest of the pickled agent; the name under which copies find each other."""
+    ledger: Ledger
+    scope: str
+    network_forbidden: bool
+    ephemeral: bool
+    """No ledger was given: nothing outlives the process, and runs start over after a crash."""
+    dedupe_for: timedelta
+    session_ttl: timedelta | None
+
+    @staticmethod
+    def pickle(agent: AgentBase[Any, Any, Any, Any]) -> bytes:
+        """The agent as it travels."""
+        pickled: bytes = cloudpickle_pickler.dumps(agent)
+        return pickled
+
+    @cached_property
+    def agent(self) -> AgentBase[Any, Any, Any, Any]:
+        """The agent."""
+        agent: AgentBase[Any, Any, Any, Any] = cloudpickle_pickler.loads(self.pickled)
+        return agent
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "agent"}
+
+    def join(self) -> Host:
+        """Joins the host in this worker process."""
+        return this_worker().join(self.agent, self.identity, self.ledger, self.scope)
+
+    def find(self) -> Host | None:
+        """The host in this worker process, if a DoFn has joined it."""
+        return this_worker().find(self.identity, self.ledger, self.scope)
+
+    def leave(self, host: Host) -> None:
+        """Leaves it."""
+        this_worker().leave(host)
+
+    def run_key(self, key: Any, envelope: Envelope) -> RunKey:
+        """The run of an event."""
+        agent = self.agent
+        return RunKey(self.scope, agent.name, agent.revision, key_text(key), envelope.run_id)
+
+    def task(self, key: Any, envelope: Envelope, **more: Any) -> Task:
+        """The task of an event."""
+        return Task(
+            run=self.run_key(key, envelope),
+            key=key,
+            event=envelope.event,
+            digest=envelope.digest,
+            event_time=envelope.micros,
+            session_ttl=None if self.session_ttl is None else self.session_ttl // timedelta(microseconds=1),
+            network_forbidden=self.network_forbidden,
+            **more,
+        )
