@@ -13,6 +13,9 @@ from beam_agents.codec import adapter
 from beam_agents.errors import BeamAgentsError, ConfigurationError
 from beam_agents.messages import OutputSpec, UserMessage
 
+CORRECTION = "Your answer cannot be used"
+"""How a message begins that tells the model what is wrong with its answer."""
+
 _FENCED = re.compile(r"^\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 
 
@@ -60,10 +63,8 @@ class Output:
     def correction(self, error: ValueError) -> UserMessage:
         """What the model is told about an answer that does not fit."""
         if self.spec is None:
-            return UserMessage(text=f"Your answer cannot be used: {error}. Answer again, in plain text.")
-        return UserMessage(
-            text=f"Your answer cannot be used: {error}. Answer again, with nothing but JSON that fits the schema."
-        )
+            return UserMessage(text=f"{CORRECTION}: {error}. Answer again, in plain text.")
+        return UserMessage(text=f"{CORRECTION}: {error}. Answer again, with nothing but JSON that fits the schema.")
 
     def invalid(self, error: ValueError) -> InvalidOutput:
         """The error that ends the run."""

@@ -14,7 +14,6 @@ from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Outcome
 from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolFailed
 from beam_agents.messages import ModelRequest
-from beam_agents.models.network import check_network_allowed
 from beam_agents.models.retry import request_with_retries
 from beam_agents.tools import CannotHappen, Happened, Tool, Unknown
 
@@ -27,8 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 async def ask_model(model: Model, request: ModelRequest, *, network_forbidden: bool) -> Outcome:
     """Asks a model, with the retries of the request's settings."""
     try:
-        check_network_allowed(model, network_forbidden)
-        response = await request_with_retries(model, request)
+        response = await request_with_retries(model, request, forbidden=network_forbidden)
     except ModelError as error:
         return Outcome.of("error", str(error))
     except Exception as error:

@@ -84,22 +84,17 @@ class SqliteLedger(Ledger):
             return
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise LedgerError(f"{self!r}: SQLite {sqlite3.sqlite_version} is too old; use a Python with 3.35 or newer")
-        try:
-            connection = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=_CACHED_STATEMENTS
-            )
-        except sqlite3.Error as error:
-            self._raise(error)
-        try:
-            identity = self._prepare(connection)
-            self._file = self._find_file()
-        except sqlite3.Error as error:
-            connection.close()
-            self._raise(error)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._identity = connection, identity
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._connect()
+            except sqlite3.Error as error:
+                # The busy timeout does not hold for the change to a write-ahead log, when several processes do it.
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    self._raise(error)
+            else:
+                return
+            time.sleep(0.01)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -129,6 +124,18 @@ class SqliteLedger(Ledger):
             raise
         return answers
 
+    def _connect(self) -> None:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=_CACHED_STATEMENTS
+        )
+        try:
+            self._identity = self._prepare(connection)
+            self._file = self._find_file()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
     def _prepare(self, connection: sqlite3.Connection) -> str:
         """Makes or checks the store; returns its identity."""
         # Tables before the id: both appear at once, so a file that is being made is not taken for a stranger's.
@@ -136,7 +143,7 @@ class SqliteLedger(Ledger):
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         if tables and application != _APPLICATION_ID:
             raise LedgerError(f"{self!r} is the database of another program; give the ledger a file of its own")
-        mode = _use_wal(connection)
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise LedgerError(f"{self!r}: its file system cannot be shared by processes; put the file on a local disk")
         connection.execute("PRAGMA synchronous = FULL")
@@ -196,18 +203,6 @@ class SqliteLedger(Ledger):
             if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
                 return f"no permission to read and write {path!r}; give it to the user the workers run as"
         return None
-
-
-def _use_wal(connection: sqlite3.Connection) -> str:
-    """Sets the journal's mode; SQLite does not wait by itself when several processes do it at once."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from beam_agents.messages import ModelRequest, ModelResponse
 
@@ -30,7 +29,7 @@ class Model(ABC):
     asked again in another process.
     """
 
-    network: ClassVar[bool] = True
+    network: bool = True
     """Whether it sends requests over a network; such models can be forbidden (`forbid_network_models`)."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beam_agents.codec import digest
-from beam_agents.messages import AssistantMessage, ModelRequest
+from beam_agents.messages import AssistantMessage, ModelRequest, ToolCall
 
 
 def with_unique_call_ids(message: AssistantMessage, request: ModelRequest) -> AssistantMessage:
@@ -19,7 +19,11 @@ def with_unique_call_ids(message: AssistantMessage, request: ModelRequest) -> As
     calls = []
     for position, call in enumerate(message.tool_calls, start=len(earlier)):
         if not call.id or call.id in taken:
-            call = call.model_copy(update={"id": f"call_{digest(call.id, str(position))[:24]}"})
+            new_id = f"call_{digest(call.id, str(position))[:24]}"
+            call = ToolCall(id=new_id, name=call.name, arguments=call.arguments)
         taken.add(call.id)
         calls.append(call)
-    return message if tuple(calls) == message.tool_calls else message.model_copy(update={"tool_calls": tuple(calls)})
+    # A new message, not a changed copy: that would keep the digest of the old one.
+    return (
+        message if tuple(calls) == message.tool_calls else AssistantMessage(text=message.text, tool_calls=tuple(calls))
+    )

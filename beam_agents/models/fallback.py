@@ -49,7 +49,7 @@ class FallbackModel(Model):
         return "fallback:" + "|".join(model.name for model in self.models)
 
     @property
-    def network(self) -> bool:  # type: ignore[override]  # the base has a class variable, this depends on the members
+    def network(self) -> bool:  # type: ignore[override]
         """Whether one of the models uses the network."""
         return any(model.network for model in self.models)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from beam_agents.codec import canonical_json, digest
 from beam_agents.errors import ConfigurationError
@@ -52,7 +52,7 @@ class FunctionModel(Model):
         price: What its tokens cost, to try out cost budgets.
     """
 
-    network: ClassVar[bool] = False
+    network = False
 
     def __init__(
         self,
@@ -95,7 +95,13 @@ def offline_response(answer: Answer, request: ModelRequest, model: Model) -> Mod
         TypeError: `answer` is neither an `AssistantMessage` nor a `ModelResponse`.
     """
     if isinstance(answer, ModelResponse):
-        return answer.model_copy(update={"message": with_unique_call_ids(answer.message, request)})
+        return ModelResponse(
+            message=with_unique_call_ids(answer.message, request),
+            model=answer.model,
+            tokens=answer.tokens,
+            cost_usd=answer.cost_usd,
+            finish_reason=answer.finish_reason,
+        )
     if not isinstance(answer, AssistantMessage):
         raise TypeError(
             f"model {model.name!r} answered {answer!r}; return an AssistantMessage (say(...), calls(...)) "

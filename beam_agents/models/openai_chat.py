@@ -80,8 +80,11 @@ class OpenAIModel(Model):
             if self._openai_itself:
                 return  # told by each request, so that a fallback can take over
             api_key = _NO_KEY
-        # In a thread: the import takes a second, in which the loop has leases to renew.
-        self._client = await asyncio.to_thread(_open, api_key, base_url, self.headers)
+        # In a thread: the imports take a second, in which the loop has leases to renew.
+        client = await asyncio.to_thread(self._open, api_key, base_url)
+        self._client = self._client or client
+        if self._client is not client:  # two requests came before `connect`
+            await client.close()
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -101,14 +104,14 @@ class OpenAIModel(Model):
         answer = await self._client.post(body, seconds=request.settings.timeout, name=self.name)
         return read_response(answer, request, name=self.name, price=self.price)
 
+    def _open(self, api_key: str, base_url: str) -> ChatClient:
+        from beam_agents.models.openai_client import ChatClient
+
+        known_price(self.model_name, self.base_url)
+        return ChatClient(api_key=api_key, base_url=base_url, headers=self.headers)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_client": None}
 
     def __repr__(self) -> str:
         return f"OpenAIModel({self.model_name!r}, base_url={self.base_url!r})"
-
-
-def _open(api_key: str, base_url: str, headers: Mapping[str, str]) -> ChatClient:
-    from beam_agents.models.openai_client import ChatClient
-
-    return ChatClient(api_key=api_key, base_url=base_url, headers=headers)

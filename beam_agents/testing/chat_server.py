@@ -16,8 +16,8 @@ from aiohttp import web
 from beam_agents.errors import ConfigurationError
 from beam_agents.messages import AssistantMessage, ToolCall
 from beam_agents.models.function import calls, say
+from beam_agents.output import CORRECTION
 from beam_agents.testing.examples import example
-from beam_agents.testing.turn import CORRECTION
 
 Reply: TypeAlias = str | AssistantMessage | dict[str, Any] | web.StreamResponse
 """A text, a turn, the whole body of an answer, or an HTTP response."""

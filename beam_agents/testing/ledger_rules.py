@@ -225,15 +225,15 @@ class LedgerRules(ABC):
 
     def test_a_journal_keeps_the_order_of_its_intents_and_every_field(self, store: Store) -> None:
         effects = [
-            Effect("10", 1, "model", "openai:x", "d1", "pure", None),
-            Effect("2", 1, "tool", "hold 🂡", "d2", "once", '{"a":"\\u0000"}', delivered=(("10", 1),)),
-            Effect("2", 2, "tool", "", "d3", "idempotent", "{}", delivered=(("10", 1), ("2", 1))),
-            Effect("3.0.1", 1, "sleep", "sleep", "d4", "pure", "5", due=NOW + 5.25),
+            Effect("2", 1, "model", "openai:x", "d1", "pure", None),
+            Effect("10", 1, "tool", "hold 🂡", "d2", "once", '{"a":"\\u0000"}', delivered=(("2", 1),)),
+            Effect("10", 2, "tool", "", "d3", "idempotent", "{}", delivered=(("2", 1), ("10", 1))),
+            Effect("1.0.1", 1, "sleep", "sleep", "d4", "pure", "5", due=NOW + 5.25),
         ]
         store.do(opening(run_key()))
         for effect in effects:
             store.do(Intend(run_key(), 1, effect))
-        store.do(Record(run_key(), "10", 1, "ok", "é\n" * 1_000))
+        store.do(Record(run_key(), "2", 1, "ok", "é\n" * 1_000))
         expected = [replace(effect, intent_at=NOW) for effect in effects]
         expected[0] = replace(expected[0], status="ok", value="é\n" * 1_000, outcome_at=NOW)
         assert list(store.expect(Loaded, Load(run_key())).effects) == expected

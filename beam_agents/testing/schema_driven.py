@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from beam_agents.messages import AssistantMessage, ModelRequest, ModelResponse, ToolMessage
 from beam_agents.models.base import Model
 from beam_agents.models.function import calls, offline_response, say
@@ -22,7 +20,7 @@ class SchemaModel(Model):
         text: The answer where text is wanted.
     """
 
-    network: ClassVar[bool] = False
+    network = False
 
     def __init__(self, text: str = "This is an example of an answer.") -> None:
         self._text = text

@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -60,7 +60,7 @@ class ScriptedModel(Model):
         record: The file for the calls; one in the temporary directory by default, removed with the model.
     """
 
-    network: ClassVar[bool] = False
+    network = False
 
     def __init__(
         self,

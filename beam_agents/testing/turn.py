@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from beam_agents.messages import AssistantMessage, Message, UserMessage
-
-CORRECTION = "Your answer cannot be used: "
-"""How a message begins that sends an answer back (`Output.correction`); it goes on with the same turn."""
+from beam_agents.output import CORRECTION
 
 
 def split_turn(messages: Sequence[Message]) -> tuple[int, str]:

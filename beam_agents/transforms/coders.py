@@ -6,7 +6,7 @@ from typing import Any
 
 from apache_beam import coders
 
-from beam_agents.codec import adapter
+from beam_agents.codec import adapter, key_of, key_text
 
 _VERSION = b"\x01"
 """1: UTF-8 JSON as pydantic writes it."""
@@ -54,6 +54,35 @@ class PydanticCoder(coders.Coder):
 
     def __hash__(self) -> int:
         return hash((PydanticCoder, str(self._type)))
+
+
+class AnyKey:
+    """Type hint of keys whose type the pipeline does not say: coded as canonical JSON, which is deterministic."""
+
+
+class KeyCoder(coders.Coder):
+    """Codes keys that JSON can hold, tuples included."""
+
+    def encode(self, value: Any) -> bytes:
+        """The key as canonical JSON."""
+        return key_text(value).encode()
+
+    def decode(self, encoded: bytes) -> Any:
+        """The key."""
+        return key_of(encoded.decode())
+
+    def is_deterministic(self) -> bool:
+        """Equal keys give equal bytes."""
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeyCoder)
+
+    def __hash__(self) -> int:
+        return hash(KeyCoder)
+
+
+coders.registry.register_coder(AnyKey, KeyCoder)
 
 
 def register(*types: Any) -> None:

@@ -6,15 +6,17 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from types import GenericAlias
 from typing import Any, get_args
 
 import apache_beam as beam
-from apache_beam.typehints.typehints import Any as AnyHint
-from apache_beam.typehints.typehints import coerce_to_kv_type
 from apache_beam.pipeline import AppliedPTransform, Pipeline
 from apache_beam.pvalue import PCollection
 from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
+from apache_beam.typehints.typehints import Any as AnyHint
+from apache_beam.typehints.typehints import coerce_to_kv_type
 from pydantic import BaseModel
 
 from beam_agents.agent import AgentBase
@@ -26,7 +28,7 @@ from beam_agents.ledger.memory import EphemeralLedger
 from beam_agents.ledger.urls import ledger_from
 from beam_agents.models.network import check_network_allowed, network_models_forbidden
 from beam_agents.transforms.batch import BatchDoFn
-from beam_agents.transforms.coders import PydanticCoder, register
+from beam_agents.transforms.coders import AnyKey, PydanticCoder, register
 from beam_agents.transforms.doorbell import Doorbell
 from beam_agents.transforms.emission import DUPLICATES, EMITTED, RESULTS, TRACE
 from beam_agents.transforms.envelope import FAILURES, Admit, EventId
@@ -168,14 +170,15 @@ class RunAgent(beam.PTransform[Any, Any]):
             Admit(agent, self._event_id, self.scope, window_coder(windowing))
         ).with_outputs(FAILURES, main="events")
         refused = admitted[FAILURES]
-        refused.element_type = tuple[key_type, types[FAILURES]]  # type: ignore[valid-type]
+        refused.element_type = _tuple_of(key_type, types[FAILURES])
         events = admitted["events"]
-        events.element_type = tuple[key_type, bytes]  # type: ignore[valid-type]
-        done = self._drive(events | "Global" >> beam.WindowInto(GlobalWindows()), pcoll, key_type)
+        inner_key = AnyKey if key_type is Any else key_type
+        events.element_type = _tuple_of(inner_key, bytes)
+        done = self._drive(events | "Global" >> beam.WindowInto(GlobalWindows()), pcoll, inner_key)
         outputs: dict[str, Any] = {}
         for tag, type_ in types.items():
-            pair = tuple[key_type, type_]  # type: ignore[valid-type]
-            done[tag].element_type = tuple[pair, int, bytes]
+            pair = _tuple_of(key_type, type_)
+            done[tag].element_type = _tuple_of(pair, int, bytes)
             outputs[tag] = done[tag] | f"Restore {tag}" >> RestoreWindows(windowing, value_type=pair)
         outputs[FAILURES] = (refused, outputs[FAILURES]) | "Failures" >> beam.Flatten()
         return AgentOutputs(**outputs)
@@ -190,7 +193,7 @@ class RunAgent(beam.PTransform[Any, Any]):
                 _Drain(self._use), key_type=key_type, busy=_Busy(self._use)
             )
             events = (events, rings) | "Ring" >> beam.Flatten()
-            events.element_type = tuple[key_type, bytes]
+            events.element_type = _tuple_of(key_type, bytes)
         driver = StreamingDoFn(self._use, rings=not waits, waits=waits)
         return events | "Run" >> beam.ParDo(driver).with_outputs(*tags)
 
@@ -218,6 +221,11 @@ class RunAgent(beam.PTransform[Any, Any]):
                     f"two RunAgent in this pipeline have the scope {self.scope!r}: their runs could not be told apart; "
                     "give one of them scope=..."
                 )
+
+
+def _tuple_of(*types: Any) -> Any:
+    """The type of tuples of these, in the form in which Beam keeps it on a PCollection."""
+    return convert_to_beam_type(GenericAlias(tuple, types))
 
 
 def _transforms(applied: AppliedPTransform) -> Iterator[Any]:

