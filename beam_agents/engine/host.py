@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -65,6 +66,18 @@ class Handle:
     live: LiveRun | None = None
 
 
+@dataclass(frozen=True, order=True)
+class _Ring:
+    """A key to be looked at."""
+
+    due: float
+    """On the monotonic clock."""
+    key: Any = field(compare=False)
+    run: RunKey = field(compare=False)
+    pause: float = field(default=1.0, compare=False)
+    """Seconds until it is rung for again."""
+
+
 class Host:
     """Runs one agent for one scope on the worker's loop. `start`, `fetch` and `drain` may be called on any thread.
 
@@ -88,7 +101,7 @@ class Host:
         self._worker = worker
         self._handles: dict[RunKey, Handle] = {}
         self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
-        self._rings: deque[Any] = deque()
+        self._rings: list[_Ring] = []
         self._watch: Future[None] | None = None
         self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
 
@@ -117,11 +130,22 @@ class Host:
             self._ended.pop(run, None)
 
     def drain(self) -> list[Any]:
-        """The Beam keys whose run has ended since the last time."""
-        keys = []
-        while self._rings:
-            keys.append(self._rings.popleft())
+        """The Beam keys to be looked at: a run of theirs has ended, or lost its worker.
+
+        A ring can be lost on its way, so a run that ended is rung for again, with growing pauses, until it is fetched.
+        """
+        keys, now = [], time.monotonic()
+        with self._worker.lock:
+            while self._rings and self._rings[0].due <= now:
+                ring = heapq.heappop(self._rings)
+                keys.append(ring.key)
+                if ring.run in self._ended:
+                    heapq.heappush(self._rings, replace(ring, due=now + ring.pause, pause=2 * ring.pause))
         return keys
+
+    def _ring(self, key: Any, run: RunKey) -> None:
+        with self._worker.lock:
+            heapq.heappush(self._rings, _Ring(time.monotonic(), key, run))
 
     def watch_orphans(self, key_of: Callable[[str], Any]) -> None:
         """Rings for open runs whose worker is gone, as long as anybody uses this host: after a crash, recovery must
@@ -138,7 +162,9 @@ class Host:
         while True:
             found = await self.ledger.ask(FindOrphans(self.status.scope, self.agent.name))
             if isinstance(found, Orphans):
-                self._rings.extend(key_of(run.key.key) for run in found.runs if self.find(run.key) is None)
+                for run in found.runs:
+                    if self.find(run.key) is None:
+                        self._ring(key_of(run.key.key), run.key)
             await asyncio.sleep(_ORPHANS_EVERY)
 
     # ---- for runs, on the loop ----
@@ -195,7 +221,7 @@ class Host:
             if not isinstance(error, (Parked, asyncio.CancelledError)):
                 _LOGGER.error("run %r of key %s broke off: %r", handle.run.run_id, handle.run.key, error)
             handle.done.set_exception(error)
-        self._rings.append(handle.key)
+        self._ring(handle.key, handle.run)
 
     # ---- for the worker ----
 
