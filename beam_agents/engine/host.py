@@ -181,18 +181,10 @@ class Host:
             self._models[id(model)] = (model, asyncio.ensure_future(model.connect()))
         await asyncio.shield(self._models[id(model)][1])
 
-    async def finish_other(self, task: Task, other: Run, lease_until: float) -> bool:
-        """Ends the run that stands before `task` in its key, if no other worker is at it; whether it has ended."""
-        handle = self.find(other.key)
-        if handle is None:
-            if lease_until > time.time():
-                return False
-            handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest))
-        try:
-            await asyncio.wrap_future(handle.done)
-        except Parked:
-            return False
-        return True
+    async def finish_other(self, task: Task, other: Run) -> None:
+        """Waits for the end of the run that stands before `task` in its key, and drives it if its worker is gone."""
+        handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest, event_time=None))
+        await asyncio.wrap_future(handle.done)
 
     def _spawn(self, handle: Handle, task: Task) -> None:
         handle.live = LiveRun(self, task)

@@ -173,10 +173,9 @@ class LiveRun:
                     )
                 case Busy(until=until):
                     await self._wait(until)
-                case OtherOpen(run=other, until=until):
+                case OtherOpen(run=other):
                     # Its event may be behind ours in the stream, or never come again: it is ended from its record.
-                    if not await self._host.finish_other(task, other, until):
-                        await self._wait(until)
+                    await self._host.finish_other(task, other)
                 case _:
                     raise TypeError(f"ledger answered {answer!r} to Open")
 

@@ -10,26 +10,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import GenericAlias
 from typing import Any, Final
 
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.pipeline import PipelineVisitor
-from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from beam_agents.errors import ConfigurationError
 
 LOOK: Final = b"look"
 """The value of every element that the doorbell emits."""
 
-RINGING_TIME: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
-"""The event time of the doorbell's elements: so late that no window ever waits for them."""
+_WATERMARK: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
+"""So late that no window ever waits for the doorbell."""
 
 _REWIND_SECONDS = 3600
 
@@ -37,11 +36,13 @@ _REWIND_SECONDS = 3600
 class Doorbell(beam.PTransform[Any, Any]):
     """Emits (key, `LOOK`) for every key that `drain` returns, soon after it has something to return.
 
-    The elements are hints: one may be lost with a worker, or come twice. They are at `RINGING_TIME`, so a
-    processing-time timer that is set while one is handled holds back no watermark. The watermark of the output is
-    there too; where a timer callback gets the time of firing as its timestamp (Flink), it is the wall clock, less an
-    interval. The output is unbounded: a pipeline with a doorbell runs until it is cancelled, and it needs a runner with
-    unbounded splittable DoFns and real time (see `in_virtual_time`).
+    The elements are hints: one may be lost with a worker, or come twice. They are at the beginning of time, because
+    Prism keeps an element from its key while an event-time timer of that key is due before it. So whoever handles one
+    emits with a timestamp of its own and sets no processing-time timer: that would hold the watermark there.
+    The watermark of the output is a day before the end of time and holds back nobody. (After a restore on Flink it can
+    be the wall clock, less an interval: there a timer that sets itself again holds the watermark at its last firing.)
+    The output is unbounded: a pipeline with a doorbell runs until it is cancelled, and it needs a runner with unbounded
+    splittable DoFns and real time.
 
     Args:
         drain: Returns the keys to look at and forgets them. Called in every worker process that has a ticker, on the
@@ -83,23 +84,8 @@ class Doorbell(beam.PTransform[Any, Any]):
             pipeline
             | "Start" >> beam.Impulse()
             | "Wind" >> beam.ParDo(_WindDoFn(self._tickers)).with_output_types(tuple[int, bytes])
-            | "Tick" >> beam.ParDo(self._ticker).with_output_types(tuple[self._key_type, bytes])
+            | "Tick" >> beam.ParDo(self._ticker).with_output_types(GenericAlias(tuple, (self._key_type, bytes)))
         )
-
-
-def in_virtual_time(pipeline: beam.Pipeline) -> bool:
-    """Whether a `TestStream` makes up the time of this pipeline (as built so far): then no doorbell can ring in it."""
-    finder = _TestStreamFinder()
-    pipeline.visit(finder)
-    return finder.found
-
-
-class _TestStreamFinder(PipelineVisitor):
-    def __init__(self) -> None:
-        self.found = False
-
-    def visit_transform(self, transform_node: Any) -> None:
-        self.found = self.found or isinstance(transform_node.transform, TestStream)
 
 
 class _Hours(RestrictionProvider):
@@ -128,7 +114,7 @@ class _OneByOneTracker(OffsetRestrictionTracker):
 
 class _AtRingingTime(WatermarkEstimatorProvider):
     def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp:
-        return RINGING_TIME
+        return _WATERMARK
 
     def create_watermark_estimator(self, estimator_state: Timestamp) -> ManualWatermarkEstimator:
         return ManualWatermarkEstimator(estimator_state)
@@ -149,7 +135,7 @@ class _WindDoFn(beam.DoFn):
     ) -> Iterator[TimestampedValue]:
         if restriction.try_claim(restriction.current_restriction().start):
             for ticker in range(self._tickers):
-                yield TimestampedValue((ticker, LOOK), RINGING_TIME)
+                yield TimestampedValue((ticker, LOOK), _WATERMARK)
             restriction.defer_remainder(Duration(_REWIND_SECONDS))
 
 
@@ -179,7 +165,7 @@ class TickerDoFn(beam.DoFn):
         rang = False
         for key in self._drain():
             rang = True
-            yield TimestampedValue((key, LOOK), RINGING_TIME)
+            yield TimestampedValue((key, LOOK), MIN_TIMESTAMP)
         if rang or (self._busy is not None and self._busy()):
             self._interval = self._busy_interval
         else:

@@ -326,13 +326,13 @@ class StreamingDoFn(beam.DoFn):
         yield from self._emitter.outcome(cells.key, event, outcome)
         if isinstance(outcome, Refused):
             return
-        cells.set_memory(
-            ledger=outcome.ledger,
-            revision=self._use.agent.revision,
-            session_version=outcome.session_version,
-            session=outcome.session,
-            touched=max(cells.memory.touched, event.micros),
-        )
+        cells.set_memory(ledger=outcome.ledger, touched=max(cells.memory.touched, event.micros))
+        if outcome.session_version > cells.memory.session_version:  # an event that came back late has an older one
+            cells.set_memory(
+                revision=self._use.agent.revision,
+                session_version=outcome.session_version,
+                session=outcome.session,
+            )
         cells.note_emitted(event.run_id, outcome.run.closed_at or time.time(), self._use.dedupe_for.total_seconds())
         if self._use.session_ttl is not None and not cells.memory.expiry_set:
             cells.expiry.set(event.micros / 1e6 + self._use.session_ttl.total_seconds())

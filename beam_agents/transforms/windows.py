@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindows
-from apache_beam.typehints.typehints import coerce_to_kv_type
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -27,24 +25,6 @@ def decode_window(data: bytes, coder: Any) -> Any:
     return coder.decode(data)
 
 
-class CarryWindows(beam.PTransform[Any, Any]):
-    """Moves (key, value) elements into the global window as (key, (value, event time in microseconds, window)).
-
-    An element that is in several windows comes out once for each. The timestamps of the elements stay.
-    """
-
-    def expand(self, pcoll: Any) -> Any:
-        key_type, value_type = coerce_to_kv_type(pcoll.element_type, str(self.label)).tuple_types
-        return (
-            pcoll
-            | "Carry"
-            >> beam.ParDo(_CarryDoFn(window_coder(pcoll.windowing))).with_output_types(
-                tuple[key_type, tuple[value_type, int, bytes]]
-            )
-            | "Global" >> beam.WindowInto(GlobalWindows())
-        )
-
-
 class RestoreWindows(beam.PTransform[Any, Any]):
     """Turns (value, event time in microseconds, window) elements into the values at their old time in their old window.
 
@@ -52,7 +32,7 @@ class RestoreWindows(beam.PTransform[Any, Any]):
     one. An element whose window has ended in the meantime is late there: what holds it back must hold the watermark.
 
     Args:
-        windowing: The `windowing` of the PCollection that `CarryWindows` was applied to.
+        windowing: The `windowing` of the PCollection whose windows were encoded.
         value_type: The type of the values.
     """
 
@@ -64,20 +44,6 @@ class RestoreWindows(beam.PTransform[Any, Any]):
     def expand(self, pcoll: Any) -> Any:
         restore = _RestoreDoFn(window_coder(self._windowing))
         return pcoll | "Restore" >> _ParDoInto(restore, self._windowing).with_output_types(self._value_type)
-
-
-class _CarryDoFn(beam.DoFn):
-    def __init__(self, coder: Any) -> None:
-        self._coder = coder
-
-    def process(
-        self,
-        element: tuple[Any, Any],
-        timestamp: Any = beam.DoFn.TimestampParam,
-        window: Any = beam.DoFn.WindowParam,
-    ) -> Iterator[tuple[Any, tuple[Any, int, bytes]]]:
-        key, value = element
-        yield key, (value, timestamp.micros, encode_window(window, self._coder))
 
 
 class _RestoreDoFn(beam.DoFn):
