@@ -28,6 +28,9 @@ _LOGGER = logging.getLogger(__name__)
 _ORPHANS_EVERY = LEASE_SECONDS / 2
 """Seconds from one search for runs whose worker is gone to the next."""
 
+_BELL_SILENT_AFTER = 5.0
+"""Seconds without a call of `drain` after which no doorbell is believed here; it calls twice a second at least."""
+
 _KEPT_ENDS = 10_000
 """Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
 
@@ -102,6 +105,7 @@ class Host:
         self._handles: dict[RunKey, Handle] = {}
         self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
         self._rings: list[_Ring] = []
+        self._drained_at = float("-inf")
         self._watch: Future[None] | None = None
         self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
 
@@ -136,12 +140,17 @@ class Host:
         """
         keys, now = [], time.monotonic()
         with self._worker.lock:
+            self._drained_at = now
             while self._rings and self._rings[0].due <= now:
                 ring = heapq.heappop(self._rings)
                 keys.append(ring.key)
                 if ring.run in self._ended:
                     heapq.heappush(self._rings, replace(ring, due=now + ring.pause, pause=2 * ring.pause))
         return keys
+
+    def bell_is_live(self) -> bool:
+        """Whether `drain` is called in this process."""
+        return time.monotonic() - self._drained_at < _BELL_SILENT_AFTER
 
     def _ring(self, key: Any, run: RunKey) -> None:
         with self._worker.lock:

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import time
+import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +155,9 @@ class LiveRun:
                 f"{identity}: use the ledger the job had before; with another everything since then would be done again"
             )
         while True:
+            nonce = uuid.uuid4().hex
             answer = await ask(
-                Open(task.run, task.event, task.digest, self._host.owner, task.session_version, task.session)
+                Open(task.run, task.event, task.digest, self._host.owner, task.session_version, task.session, nonce)
             )
             match answer:
                 case Opened():

@@ -84,7 +84,7 @@ class Worker:
         """Gives a host back; the last one to do so lets its runs go."""
         with self.lock:
             host.users -= 1
-            if host.users == 0 and self._thread.is_alive():
+            if host.users == 0 and not self._stop.is_set() and self._thread.is_alive():
                 asyncio.run_coroutine_threadsafe(self._retire(host), self.loop)
 
     def status(self) -> list[WorkerStatus]:
@@ -100,7 +100,7 @@ class Worker:
             hosts, writers = list(self._hosts.values()), list(self._writers.values())
             self._hosts.clear()
             self._writers.clear()
-        self._stop.set()
+            self._stop.set()
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout=5)
@@ -119,7 +119,8 @@ class Worker:
             if host.users or host not in self._hosts.values():
                 return
             self._hosts = {name: other for name, other in self._hosts.items() if other is not host}
-            unused = host.ledger not in [other.ledger for other in self._hosts.values()]
+            used = [other.ledger for other in self._hosts.values()]
+            unused = host.ledger not in used and not host.ledger.ledger.keep_open
             if unused:
                 self._writers = {url: writer for url, writer in self._writers.items() if writer is not host.ledger}
         await host.close()

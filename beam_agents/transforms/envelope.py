@@ -107,7 +107,10 @@ class Admit(beam.DoFn):
             raise ValueError("the event has no id; without one a replay cannot be told from a new event")
         if not isinstance(found, (str, int)):
             raise TypeError(f"an id is a text or a whole number, not {found!r}")
-        return str(found)
+        text = str(found)
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"the id {text!r} holds U+0000 or half of a surrogate pair, which no ledger can keep")
+        return text
 
     def _refuse(
         self, key: Any, reason: FailureReason, message: str, *, event: Any = None, raw: Any = None

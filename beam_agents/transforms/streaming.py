@@ -41,10 +41,9 @@ QUICK_SECONDS = 0.02
 _PATIENCE = 4
 """After so many waits in vain `process` does not wait until a run turns out to have been quick."""
 
-LONGEST_PAUSE = 30.0
-"""Seconds between two looks at a run that nobody rings for."""
+PAUSE_WITHOUT_BELL = 1.0
+"""Seconds between two looks at a key in a worker process where no doorbell calls."""
 
-_PAUSE_WITHOUT_BELL = 0.1
 _COMPACT_AFTER = 256
 """Closed ids of a key from one dropping of those older than `dedupe_for` to the next."""
 
@@ -162,8 +161,8 @@ class StreamingDoFn(beam.DoFn):
 
     Args:
         use: The agent and where it runs.
-        rings: Whether a doorbell calls; without one, timers look at open runs with growing pauses.
-        waits: Whether `process` waits for the end of each run: where there is no real time (TestStream).
+        waits: Whether `process` waits for the end of each run, where there is no real time (TestStream). Otherwise
+            runs go on by themselves, and a doorbell calls.
     """
 
     _NOW = ReadModifyWriteStateSpec("now", BytesCoder())
@@ -173,10 +172,10 @@ class StreamingDoFn(beam.DoFn):
     _DEADLINE = TimerSpec("deadline", TimeDomain.REAL_TIME)
     _EXPIRY = TimerSpec("expiry", TimeDomain.WATERMARK)
 
-    def __init__(self, use: AgentUse, *, rings: bool, waits: bool) -> None:
+    def __init__(self, use: AgentUse, *, waits: bool) -> None:
         self._use = use
-        self._rings = rings
         self._waits = waits
+        self._budget = use.agent.budget.wall_clock.total_seconds()
         self._emitter = Emitter(use.agent, use.scope)
         self._callbacks = Metrics.counter(f"beam_agents.{use.scope}", "callbacks")
         self._quick = _PATIENCE
@@ -184,7 +183,7 @@ class StreamingDoFn(beam.DoFn):
     def setup(self) -> None:
         """Joins the worker."""
         self._host: Host = self._use.join()
-        if self._rings:
+        if not self._waits:
             self._host.watch_orphans(key_of)
 
     def teardown(self) -> None:
@@ -205,19 +204,23 @@ class StreamingDoFn(beam.DoFn):
         key, data = element
         self._callbacks.inc()
         cells = _Cells(key, now, memory, inbox, closed, deadline, expiry)
-        if data == LOOK:
+        if data == LOOK:  # no timer is set here: it would hold the watermark at the doorbell's time
             yield from self._advance(cells)
         else:
-            envelope = Envelope.model_validate_json(data)
-            if cells.now.open is None and cells.now.read == cells.now.waiting:
-                cells.set_now(open=envelope)
+            event = Envelope.model_validate_json(data)
+            if cells.now.open is None and not cells.now.waiting:
+                cells.set_now(open=event)
             else:
-                cells.wait(envelope)
-            yield from self._advance(cells, arrived=envelope)
+                cells.wait(event)
+            yield from self._advance(cells, arrived=event)
+            if cells.now.open is not None:
+                # One timer for each event, set once: while it is pending it holds the watermark at its event, so that
+                # the result is not late. Set again from a callback it would hold at the time of the callback.
+                deadline.set(time.time() + self._pause(), dynamic_timer_tag=_tag(event))
         cells.write()
 
     @on_timer(_DEADLINE)
-    def look_again(
+    def look_at_deadline(
         self,
         key: Any = beam.DoFn.KeyParam,
         tag: str = beam.DoFn.DynamicTimerTagParam,
@@ -228,13 +231,17 @@ class StreamingDoFn(beam.DoFn):
         deadline: Any = beam.DoFn.TimerParam(_DEADLINE),
         expiry: Any = beam.DoFn.TimerParam(_EXPIRY),
     ) -> Iterator[TaggedOutput]:
-        """An event's timer fired: its deadline, or a look where no doorbell rings. Cleared timers may fire too."""
+        """An event's budget of time is over, or should be. Cleared timers may fire too: state decides."""
         self._callbacks.inc()
         cells = _Cells(key, now, memory, inbox, closed, deadline, expiry)
         yield from self._advance(cells)
         if any(tag == _tag(event) for event in cells.unfinished()):
-            self._set_timer(cells, tag)
+            deadline.set(time.time() + self._pause(), dynamic_timer_tag=tag)
         cells.write()
+
+    def _pause(self) -> float:
+        """Seconds until an event is looked at again if nothing else calls its key."""
+        return self._budget + 1.0 if self._host.bell_is_live() else PAUSE_WITHOUT_BELL
 
     @on_timer(_EXPIRY)
     def expire(
@@ -283,8 +290,6 @@ class StreamingDoFn(beam.DoFn):
             cells.set_now(open=None)
             if arrived is None or event.run_id != arrived.run_id:
                 cells.deadline.clear(dynamic_timer_tag=_tag(event))
-        if arrived is not None and cells.now.open is not None:
-            self._set_timer(cells, _tag(arrived))
 
     def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
@@ -337,15 +342,6 @@ class StreamingDoFn(beam.DoFn):
         if self._use.session_ttl is not None and not cells.memory.expiry_set:
             cells.expiry.set(event.micros / 1e6 + self._use.session_ttl.total_seconds())
             cells.set_memory(expiry_set=True)
-
-    # ---- timers ----
-
-    def _set_timer(self, cells: _Cells, tag: str) -> None:
-        """Calls the key again when the run's budget of time is over, or soon where no doorbell does."""
-        budget = self._use.agent.budget.wall_clock.total_seconds()
-        pause = min(LONGEST_PAUSE, budget + 1.0) if self._rings else _PAUSE_WITHOUT_BELL
-        # One timer for each event, since on most runners a pending timer is what holds the watermark at its event.
-        cells.deadline.set(time.time() + pause, dynamic_timer_tag=tag)
 
 
 def _tag(event: Envelope) -> str:
