@@ -1,0 +1,1 @@
+"""Sensor readings: Beam makes hourly statistics of them, an agent judges the suspicious hours and raises alerts."""
