@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_json, to_jsonable_python
 
 
 def canonical_json(value: Any) -> str:
@@ -25,23 +26,36 @@ def canonical_json(value: Any) -> str:
 
 
 def to_json_value(value: Any) -> Any:
-    """`value` as plain JSON data (dicts, lists, str, numbers, bool, None).
+    """`value` as plain JSON data (dicts, lists, str, numbers, bool, None); sets are sorted.
 
     Raises:
-        ValueError: The value holds something that JSON cannot.
+        ValueError: The value holds something that JSON cannot, such as half of a surrogate pair.
     """
     try:
-        plain = value.model_dump() if isinstance(value, BaseModel) else value
-        if _holds_set(plain):  # a set's order differs between processes
-            value = _sort_sets(plain)
-        return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="constants")
+        plain = to_jsonable_python(_sort_sets(value), bytes_mode="base64", inf_nan_mode="constants")
+        to_json(plain)  # refuses half surrogate pairs: neither pydantic nor databases read them back
     except Exception as error:
         raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
+    return plain
+
+
+def _sort_sets(value: Any) -> Any:
+    """`value` with lists for sets, whose order differs between processes."""
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_sort_sets, value), key=canonical_json)
+    if isinstance(value, dict):
+        return {key: _sort_sets(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sort_sets(item) for item in value]
+    if isinstance(value, BaseModel) or is_dataclass(value):
+        dumped = adapter(Any).dump_python(value)
+        return _sort_sets(dumped) if _holds_set(dumped) else value
+    return value
 
 
 def _holds_set(value: Any) -> bool:
-    if isinstance(value, (str, int, float, type(None))):
-        return False
     if isinstance(value, (set, frozenset)):
         return True
     if isinstance(value, dict):
@@ -49,14 +63,14 @@ def _holds_set(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(_holds_set, value))
 
 
-def _sort_sets(value: Any) -> Any:
-    if isinstance(value, (set, frozenset)):
-        return sorted((_sort_sets(item) for item in value), key=canonical_json)
-    if isinstance(value, dict):
-        return {key: _sort_sets(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_sort_sets(item) for item in value]
-    return value
+def explain(error: ValidationError, whole: str) -> str:
+    """What does not fit, in one line, for models and dead letters.
+
+    Args:
+        error: The error.
+        whole: What to call the value when the error is about all of it.
+    """
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in error.errors())
 
 
 def digest(*parts: str) -> str:
@@ -75,21 +89,24 @@ def key_text(key: Any) -> str:
     Raises:
         ValueError: The key holds something that JSON cannot.
     """
-    if isinstance(key, bytes):
-        return canonical_json({"bytes": base64.b64encode(key).decode("ascii")})
-    return canonical_json(key)
+    return canonical_json(_mark_bytes(key))
 
 
 def key_of(text: str) -> Any:
     """The key that `key_text` wrote; a tuple comes back as one, since Beam's keys can be hashed."""
-    value = json.loads(text)
+    return _unmark(json.loads(text))
+
+
+def _mark_bytes(key: Any) -> Any:
+    if isinstance(key, bytes):
+        return {"bytes": base64.b64encode(key).decode("ascii")}
+    return [_mark_bytes(part) for part in key] if isinstance(key, tuple) else key
+
+
+def _unmark(value: Any) -> Any:
     if isinstance(value, dict):
         return base64.b64decode(value["bytes"])
-    return _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(_unmark, value)) if isinstance(value, list) else value
 
 
 @lru_cache(maxsize=1024)

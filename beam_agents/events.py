@@ -17,6 +17,15 @@ OutputT = TypeVar("OutputT")
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pydantic makes a class for each set of type arguments, which no module has, so pickle would not find it.
+        generic = type(self).__pydantic_generic_metadata__
+        return _unpickle, (generic["origin"] or type(self), generic["args"], self.__dict__)
+
+
+def _unpickle(origin: Any, arguments: tuple[Any, ...], values: dict[str, Any]) -> Any:
+    return (origin[arguments] if arguments else origin).model_construct(**values)
+
 
 class FailureReason(StrEnum):
     """Why an event has no answer."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from beam_agents.codec import adapter
+from beam_agents.codec import adapter, explain
 from beam_agents.errors import BeamAgentsError, ConfigurationError
 from beam_agents.messages import OutputSpec, UserMessage
 
@@ -57,8 +57,7 @@ class Output:
         try:
             return adapter(self.type).validate_json(fenced[1] if fenced else text)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in error.errors()]
-            raise ValueError("; ".join(lines)) from error
+            raise ValueError(explain(error, "answer")) from error
 
     def correction(self, error: ValueError) -> UserMessage:
         """What the model is told about an answer that does not fit."""

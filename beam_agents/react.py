@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from beam_agents.codec import canonical_json
+from beam_agents.codec import canonical_json, explain
 from beam_agents.context import RunContext
 from beam_agents.errors import ModelRetry, ToolError, ToolFailed
 from beam_agents.messages import SystemMessage, ToolCall, ToolMessage, UserMessage
@@ -67,8 +67,7 @@ async def _call(
     try:
         arguments = tool.arguments_from(call.arguments)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}" for item in error.errors()]
-        return _retry(call, tool, f"Wrong arguments: {'; '.join(lines)}.", retries)
+        return _retry(call, tool, f"Wrong arguments: {explain(error, 'arguments')}.", retries)
     try:
         result = await ctx.call(tool, **arguments)
     except ModelRetry as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -73,7 +74,7 @@ def _trace(run_id: str, effect: Effect) -> TraceRecord:
         name=effect.name,
         attempt=effect.attempt,
         outcome=effect.status or "open",
-        arguments=effect.arguments,
+        arguments=None if effect.arguments is None else json.loads(effect.arguments),
         started=effect.intent_at,
         ended=effect.outcome_at,
         input_tokens=tokens.input if tokens else None,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.end import Ended, Refused
-from beam_agents.engine.live import LiveRun, Parked, Task
+from beam_agents.engine.live import LiveRun, Parked
+from beam_agents.engine.task import Task
 from beam_agents.ledger.base import LEASE_SECONDS, FindOrphans, Orphans, Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 

@@ -1,45 +1,36 @@
-"""A run in a worker: opens it, carries out its effects, keeps its budget of time, closes it."""
+"""A run in a worker: opens it, drives its code from outcome to outcome, keeps its budget of time, closes it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import random
 import time
 import uuid
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, ValidationError
 
-from beam_agents.codec import digest
 from beam_agents.context import RunContext
-from beam_agents.engine import effects
+from beam_agents.engine.attempts import Attempts, Fenced
 from beam_agents.engine.end import End, Ended, Refused
-from beam_agents.engine.execution import Code, Request
+from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Ending, Machine, Port, describe, reason_of
-from beam_agents.engine.outcome import Outcome
+from beam_agents.engine.task import Task
 from beam_agents.errors import LedgerChanged
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
 from beam_agents.ledger.base import (
-    LEASE_SECONDS,
     Busy,
     Close,
     Closed,
     Conflict,
-    Done,
-    Effect,
-    Intend,
     Open,
     Opened,
     OtherOpen,
-    Record,
-    Recorded,
     Release,
-    RunKey,
     StateAhead,
 )
 from beam_agents.messages import repair
@@ -52,48 +43,12 @@ _LOGGER = logging.getLogger(__name__)
 MAX_STALLS = 5
 """Openings without a new outcome after which a run is given up: it kills its worker."""
 
-INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
-"""An intent acknowledged longer ago than this is confirmed again before the call: another worker may have the run."""
-
 REPLAY_VARIABLE = "BEAM_AGENTS_REPLAY"
 """Environment variable; `always` drops and rebuilds each coroutine at every suspension, for tests."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One event for one key: what a driver gives to the worker."""
-
-    run: RunKey
-    key: Any
-    """The Beam key."""
-    event: str
-    """The event as canonical JSON."""
-    digest: str
-    session_version: int = 0
-    session: str | None = None
-    """The key's session as Beam's state has it, to begin a head that does not exist yet."""
-    ledger_identity: str | None = None
-    """The ledger that Beam's state remembers."""
-    event_time: int | None = None
-    """Of the event, microseconds since 1970; `None` where time does not matter."""
-    session_ttl: int | None = None
-    """Microseconds of event time after which a key's session starts anew."""
-    network_forbidden: bool = False
-    """Whether models that use the network are refused."""
-    batch: bool = False
-    """Whether the wall-clock budget counts only the time that a worker held the run."""
-
-
 class Parked(Exception):
     """The worker let the run go; any worker may open it again."""
-
-
-class _Fenced(Exception):
-    """Another worker has the run, or it has ended."""
-
-
-class _NotStarted(Exception):
-    """The run has ended, or is being let go, before this effect was started."""
 
 
 class LiveRun:
@@ -108,13 +63,8 @@ class LiveRun:
         self._host = host
         self._agent = host.agent
         self._task = task
-        self._model_calls = 0
-        self._tool_calls = 0
-        self._settled: asyncio.Queue[str | None] = asyncio.Queue()
-        """Paths whose outcome is recorded; `None` when the time is over or the worker lets the run go."""
-        self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._retries: dict[str, int] = {}
-        self._failure: BaseException | None = None
+        self._attempts: Attempts | None = None
+        self._calls: Counter[str] = Counter()
         self._parked = False
         self._out_of_time = False
 
@@ -132,17 +82,19 @@ class LiveRun:
                 return opened
             try:
                 return await self._drive(opened)
-            except _Fenced:
-                _LOGGER.info("run %r of key %s was taken over; following the ledger", *self._name)
+            except Fenced:
+                run = self._task.run
+                _LOGGER.info("run %r of key %s was taken over; following the ledger", run.run_id, run.key)
 
     def park(self) -> None:
         """Asks the run to start nothing more and to let go; what is in flight is still recorded."""
         self._parked = True
-        self._settled.put_nowait(None)
+        self._stop_starting()
 
-    @property
-    def _name(self) -> tuple[str, str]:
-        return self._task.run.run_id, self._task.run.key
+    def _stop_starting(self) -> None:
+        if self._attempts is not None:
+            self._attempts.stopping = True
+            self._attempts.settled.put_nowait(None)
 
     # ---- opening ----
 
@@ -190,11 +142,8 @@ class LiveRun:
 
     async def _drive(self, opened: Opened) -> Ended:
         run, agent = opened.run, self._agent
-        journal = Journal(opened.effects)
-        self._run, self._journal = run, journal
+        self._run, self._journal = run, Journal(opened.effects)
         session = self._session(opened)
-        used = run.held if self._task.batch else run.epoch_at - run.opened_at
-        remaining = agent.budget.wall_clock.total_seconds() - used
         if run.stalls >= MAX_STALLS:
             return await self._close(self._crash_loop(), session, session.state)
         state: JsonValue = session.state
@@ -225,22 +174,63 @@ class LiveRun:
             return agent.body(self._context)
 
         always_replay = os.environ.get(REPLAY_VARIABLE) == "always"
-        machine = self._machine = Machine(make_code, agent.budget, journal, always_replay=always_replay)
+        machine = Machine(make_code, agent.budget, self._journal, always_replay=always_replay)
+        ending = await self._run_machine(machine)
+        ending, final = self._final_state(self._in_doubt(ending), state)
+        return await self._close(ending, session, final, port=machine.port)
+
+    async def _run_machine(self, machine: Machine) -> Ending:
+        """Hands one outcome after the other to the code, until it ends or its time is over."""
+        budget = self._agent.budget.wall_clock
+        remaining = budget.total_seconds() - (
+            self._run.held if self._task.batch else self._run.epoch_at - self._run.opened_at
+        )
         self._out_of_time = remaining <= 0
+        attempts = self._attempts = Attempts(
+            self._host,
+            self._run,
+            self._journal,
+            lambda: self._context,
+            network_forbidden=self._task.network_forbidden,
+        )
         timer = asyncio.get_running_loop().call_later(max(0.0, remaining), self._time_is_over)
         try:
-            self._begin(machine.start())
-            await self._deliver_outcomes(machine)
-            assert machine.ending is not None
-            machine.ending = await self._finish_jobs(machine.ending)
-            ending, final = self._final_state(machine.ending, state)
-            return await self._close(ending, session, final, port=machine.port)
+            attempts.begin(machine.start(), out_of_time=self._out_of_time)
+            while machine.ending is None:
+                if self._out_of_time and attempts.settled.empty():
+                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up")
+                    continue
+                path = await attempts.settled.get()
+                if attempts.failure is not None:
+                    raise attempts.failure
+                if self._parked:
+                    await attempts.drain()
+                    await self._host.ledger.ask(Release(self._run.key, self._run.epoch))
+                    raise Parked
+                if path is not None:
+                    attempts.begin(machine.deliver(attempts.outcome(path)), out_of_time=self._out_of_time)
+            await attempts.finish()
+            return machine.ending
         finally:
             timer.cancel()
             machine.drop()
-            for job in self._jobs.values():
-                job.cancel()
-            self._jobs.clear()
+            attempts.cancel()
+            self._calls.update(model=attempts.model_calls, tool=attempts.tool_calls)
+            self._attempts = None
+
+    def _time_is_over(self) -> None:
+        self._out_of_time = True
+        self._stop_starting()
+
+    def _in_doubt(self, ending: Ending) -> Ending:
+        """The ending, unless a call of the run is in doubt: that must not be hidden behind another reason."""
+        if ending.reason is not FailureReason.IN_DOUBT:
+            for effect in self._journal:
+                if effect.status == "in_doubt":
+                    cause = f"the run ended as {ending.reason}: {ending.message}"
+                    message = f"{effect.name}({effect.arguments}) may or may not have happened: {effect.value}; {cause}"
+                    return Ending(reason=FailureReason.IN_DOUBT, message=message)
+        return ending
 
     def _session(self, opened: Opened) -> Session:
         """The key's session, empty if it has expired; the head's, since Beam's copy may be older."""
@@ -257,167 +247,6 @@ class LiveRun:
                 message = f"{effect.name}({effect.arguments}) may or may not have happened: {again}"
                 return Ending(reason=FailureReason.IN_DOUBT, message=message)
         return Ending(reason=FailureReason.CRASH_LOOP, message=again)
-
-    def _time_is_over(self) -> None:
-        self._out_of_time = True
-        self._settled.put_nowait(None)
-
-    async def _deliver_outcomes(self, machine: Machine) -> None:
-        """Hands one outcome after the other to the code, until it ends or its time is over."""
-        while machine.ending is None:
-            if self._out_of_time and self._settled.empty():
-                machine.stop(FailureReason.DEADLINE, f"the budget of {self._agent.budget.wall_clock} is used up")
-                return
-            path = await self._settled.get()
-            if self._failure is not None:
-                raise self._failure
-            if self._parked:
-                await self._let_go()
-            if path is not None:
-                settled = self._journal.settled(path, self._retries[path])
-                assert settled is not None
-                self._begin(machine.deliver(settled))
-
-    def _begin(self, requests: list[Request]) -> None:
-        """Starts what the code newly waits for; what is recorded already is delivered in the order it was recorded.
-
-        When the time is over, only recorded outcomes are applied, and what a dead worker left is asked about.
-        """
-        recorded: list[tuple[float, str]] = []
-        for request in requests:
-            self._retries[request.path] = request.payload[0].retries if request.kind == "tool" else 0
-            settled = self._journal.settled(request.path, self._retries[request.path])
-            if settled is not None:
-                recorded.append((settled.outcome_at or 0.0, settled.path))
-            elif not self._out_of_time or self._left_open(request.path) is not None:
-                self._jobs[request.path] = asyncio.create_task(self._carry_out(request))
-        for _, path in sorted(recorded, key=lambda item: item[0]):
-            self._settled.put_nowait(path)
-
-    def _left_open(self, path: str) -> Effect | None:
-        """The `once` attempt at `path` whose outcome is not recorded."""
-        attempts = self._journal.attempts(path)
-        if attempts and attempts[-1].effect == "once" and attempts[-1].status is None:
-            return attempts[-1]
-        return None
-
-    async def _finish_jobs(self, ending: Ending) -> Ending:
-        """After an end: a `once` call in flight gets its time, since what became of it must be known."""
-        once = []
-        for path, job in self._jobs.items():
-            if self._left_open(path) is not None:
-                once.append(job)
-            else:
-                job.cancel()
-        if once:
-            await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
-        if self._failure is not None:
-            raise self._failure
-        if ending.reason is not FailureReason.IN_DOUBT:
-            for effect in self._journal:
-                if effect.status == "in_doubt":
-                    cause = f"the run ended as {ending.reason}: {ending.message}"
-                    message = f"{effect.name}({effect.arguments}) may or may not have happened: {effect.value}; {cause}"
-                    return Ending(reason=FailureReason.IN_DOUBT, message=message)
-        return ending
-
-    async def _let_go(self) -> None:
-        while self._jobs:
-            await asyncio.wait(list(self._jobs.values()))
-        await self._host.ledger.ask(Release(self._run.key, self._run.epoch))
-        raise Parked
-
-    # ---- effects ----
-
-    async def _carry_out(self, request: Request) -> None:
-        """Makes attempts until the outcome that the code gets is recorded."""
-        done: str | None = None
-        try:
-            while self._journal.settled(request.path, self._retries[request.path]) is None:
-                async with self._host.slots(request.kind):
-                    effect, outcome = await self._attempt(request)
-                    answer = await self._host.ledger.ask(
-                        Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
-                    )
-                assert isinstance(answer, Recorded)
-                self._journal.put(answer.effect)
-                if answer.effect.status == "error":
-                    await self._pause(request.path)
-            done = request.path
-        except _NotStarted:
-            pass
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._failure = error
-        del self._jobs[request.path]
-        self._settled.put_nowait(done)
-
-    async def _pause(self, path: str) -> None:
-        """Between two attempts of a tool that failed; growing, with jitter."""
-        if self._journal.settled(path, self._retries[path]) is None:
-            failed = sum(effect.status == "error" for effect in self._journal.attempts(path))
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed))
-
-    async def _attempt(self, request: Request) -> tuple[Effect, Outcome]:
-        left = self._left_open(request.path)
-        if left is not None:  # a dead worker's; its outcome must be known before anything else
-            tool, arguments = request.payload
-            return left, await effects.reconcile(tool, self._call_context(left), arguments)
-        effect = await self._intend(request)
-        if self._stopping:
-            return effect, Outcome.of("not_happened", "the run ended before the call was made")
-        if request.kind == "sleep":
-            await asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time()))
-            return effect, Outcome.of("ok", None)
-        if request.kind == "model":
-            self._model_calls += 1
-            self._host.status.model_calls += 1
-            model, asked = request.payload
-            await self._host.connect(model)
-            return effect, await effects.ask_model(model, asked, network_forbidden=self._task.network_forbidden)
-        self._tool_calls += 1
-        self._host.status.tool_calls += 1
-        tool, arguments = request.payload
-        return effect, await effects.call_tool(tool, self._call_context(effect), arguments)
-
-    async def _intend(self, request: Request) -> Effect:
-        """Records that an attempt is about to be made. A sleep that a dead worker left goes on as it was."""
-        attempts = self._journal.attempts(request.path)
-        if attempts and attempts[-1].kind == "sleep" and attempts[-1].status is None:
-            return attempts[-1]
-        if self._stopping:
-            raise _NotStarted
-        effect = Effect(
-            path=request.path,
-            attempt=attempts[-1].attempt + 1 if attempts else 1,
-            kind=request.kind,
-            name=request.name,
-            digest=request.digest,
-            effect=request.effect,
-            arguments=request.arguments,
-            delivered=self._journal.take_unsaved(),
-            due=time.time() + request.payload if request.kind == "sleep" else None,
-        )
-        while True:
-            asked = time.monotonic()
-            answer = await self._host.ledger.ask(Intend(self._run.key, self._run.epoch, effect))
-            if not isinstance(answer, Done):
-                raise _Fenced
-            if time.monotonic() - asked < INTENT_FRESH_SECONDS:
-                break
-        self._journal.put(replace(effect, intent_at=answer.at))
-        return effect
-
-    @property
-    def _stopping(self) -> bool:
-        return self._parked or self._out_of_time or self._machine.ending is not None
-
-    def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any]:
-        # Without the attempt: the other side must see that a second attempt is the same call.
-        run = self._task.run
-        key = digest(run.scope, run.agent, str(run.revision), run.key, run.run_id, effect.path, effect.digest)
-        return self._context.for_call(key, effect.attempt)
 
     # ---- closing ----
 
@@ -446,7 +275,7 @@ class LiveRun:
             Close(self._run.key, self._run.epoch, end.model_dump_json(), after.model_dump_json())
         )
         if not isinstance(answer, Closed):
-            raise _Fenced
+            raise Fenced
         return self._ended(answer, replayed=False)
 
     def _end(self, ending: Ending, port: Port | None, skipped: bool) -> End:
@@ -475,6 +304,6 @@ class LiveRun:
             session_version=closed.session_version,
             session=closed.session,
             ledger=self._identity,
-            model_calls=self._model_calls,
-            tool_calls=self._tool_calls,
+            model_calls=self._calls["model"],
+            tool_calls=self._calls["tool"],
         )

@@ -8,7 +8,7 @@ from typing import Any
 from beam_agents.agent import AgentBase
 from beam_agents.engine.emit import failure_of, outcome_of
 from beam_agents.engine.end import Refused
-from beam_agents.engine.live import Task
+from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
 from beam_agents.events import RunFailure, RunResult
 from beam_agents.ledger.base import Ledger, RunKey

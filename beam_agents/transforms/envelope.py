@@ -8,10 +8,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import Timestamp
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from beam_agents.agent import AgentBase
-from beam_agents.codec import digest, key_text
+from beam_agents.codec import canonical_json, digest, explain, key_text
 from beam_agents.events import FailureReason, RunFailure
 from beam_agents.transforms.windows import encode_window
 
@@ -80,7 +80,8 @@ class Admit(beam.DoFn):
             event = self._agent.read_event(raw)
             text = self._agent.event_json(event)
         except ValueError as error:
-            yield self._refuse(key, FailureReason.INVALID_EVENT, str(error), raw=raw)
+            message = explain(error, "event") if isinstance(error, ValidationError) else str(error)
+            yield self._refuse(key, FailureReason.INVALID_EVENT, message, raw=raw)
             return
         try:
             run_id = self._id_of(event)
@@ -116,10 +117,18 @@ class Admit(beam.DoFn):
         self, key: Any, reason: FailureReason, message: str, *, event: Any = None, raw: Any = None
     ) -> beam.pvalue.TaggedOutput:
         self._failed.inc()
-        text = None
-        if event is None:
-            text = (
-                raw.decode(errors="replace") if isinstance(raw, bytes) else raw if isinstance(raw, str) else repr(raw)
-            )
+        text = _as_text(raw) if event is None else None
         failure: RunFailure[Any] = RunFailure(reason=reason, message=message, event=event, raw=text)
         return beam.pvalue.TaggedOutput(FAILURES, (key, failure))
+
+
+def _as_text(raw: Any) -> str:
+    """An element for a dead letter, as JSON where JSON can hold it, so that it can be mended and given again."""
+    if isinstance(raw, bytes):
+        return raw.decode(errors="replace")
+    if isinstance(raw, str):
+        return raw
+    try:
+        return canonical_json(raw)
+    except ValueError:
+        return repr(raw)

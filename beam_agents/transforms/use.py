@@ -11,7 +11,7 @@ from apache_beam.internal import cloudpickle_pickler
 
 from beam_agents.agent import AgentBase
 from beam_agents.codec import key_text
-from beam_agents.engine.live import Task
+from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
 from beam_agents.ledger.base import Ledger, RunKey
 from beam_agents.transforms.envelope import Envelope

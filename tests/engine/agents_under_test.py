@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -62,5 +61,3 @@ def tool_results(request: ModelRequest) -> list[str]:
         elif not isinstance(message, AssistantMessage):
             break
     return texts
-
-

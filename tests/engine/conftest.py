@@ -10,7 +10,7 @@ import pytest
 from beam_agents.codec import digest, key_text
 from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.host import Handle, Host
-from beam_agents.engine.live import Task
+from beam_agents.engine.task import Task
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import SqliteLedger
 from beam_agents.ledger.base import RunKey
@@ -86,5 +86,3 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made = Cluster(tmp_path / "ledger.db")
     yield made
     made.close()
-
-

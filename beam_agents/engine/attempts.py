@@ -1,0 +1,214 @@
+"""Carries out the effects of a run: no call before its intent is recorded, no outcome to the code before it is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from beam_agents.codec import digest
+from beam_agents.context import RunContext
+from beam_agents.engine import effects
+from beam_agents.engine.execution import Request
+from beam_agents.engine.journal import Journal
+from beam_agents.engine.outcome import Outcome
+from beam_agents.ledger.base import LEASE_SECONDS, Done, Effect, Intend, Record, Recorded, Run
+
+if TYPE_CHECKING:
+    from beam_agents.engine.host import Host
+
+INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
+"""An intent acknowledged longer ago than this is confirmed again before the call: another worker may have the run."""
+
+
+class Fenced(Exception):
+    """Another worker has the run, or it has ended."""
+
+
+class _NotStarted(Exception):
+    """The run has ended, or is being let go, before this effect was started."""
+
+
+class Attempts:
+    """The effects of one opening of a run that are under way in this worker.
+
+    Args:
+        host: The ledger, the limits, the clients.
+        run: The run's record, as it was opened.
+        journal: What is recorded; each intent and outcome is added.
+        context: Gives the context that tools get.
+        network_forbidden: Whether models that use the network are refused.
+
+    Attributes:
+        settled: Paths whose outcome is recorded, in that order; `None` when there is something else to look at.
+        failure: What broke an effect off for reasons of the engine: fenced, or a ledger that refuses.
+        stopping: Once true, nothing new is started.
+        model_calls: Requests made here.
+        tool_calls: Calls made here.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        run: Run,
+        journal: Journal,
+        context: Callable[[], RunContext[Any, Any, Any]],
+        *,
+        network_forbidden: bool,
+    ) -> None:
+        self._host = host
+        self._run = run
+        self._journal = journal
+        self._context = context
+        self._network_forbidden = network_forbidden
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._retries: dict[str, int] = {}
+        self.settled: asyncio.Queue[str | None] = asyncio.Queue()
+        self.failure: BaseException | None = None
+        self.stopping = False
+        self.model_calls = 0
+        self.tool_calls = 0
+
+    def begin(self, requests: list[Request], *, out_of_time: bool) -> None:
+        """Starts what the code newly waits for; what is recorded already is delivered in the order it was recorded.
+
+        When the time is over, only recorded outcomes are applied, and what a dead worker left is asked about.
+        """
+        recorded: list[tuple[float, str]] = []
+        for request in requests:
+            self._retries[request.path] = request.payload[0].retries if request.kind == "tool" else 0
+            settled = self._journal.settled(request.path, self._retries[request.path])
+            if settled is not None:
+                recorded.append((settled.outcome_at or 0.0, settled.path))
+            elif not out_of_time or self._left_open(request.path) is not None:
+                self._jobs[request.path] = asyncio.create_task(self._carry_out(request))
+        for _, path in sorted(recorded, key=lambda item: item[0]):
+            self.settled.put_nowait(path)
+
+    def outcome(self, path: str) -> Effect:
+        """The attempt whose outcome the code gets for a settled path."""
+        effect = self._journal.settled(path, self._retries[path])
+        assert effect is not None
+        return effect
+
+    async def finish(self) -> None:
+        """After the run's end: a `once` call in flight gets its time, since what became of it must be known."""
+        self.stopping = True
+        once = []
+        for path, job in self._jobs.items():
+            if self._left_open(path) is not None:
+                once.append(job)
+            else:
+                job.cancel()
+        if once:
+            await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
+        if self.failure is not None:
+            raise self.failure
+
+    async def drain(self) -> None:
+        """Starts nothing more, and waits until what is under way is recorded."""
+        self.stopping = True
+        while self._jobs:
+            await asyncio.wait(list(self._jobs.values()))
+
+    def cancel(self) -> None:
+        """Drops all that is under way."""
+        for job in self._jobs.values():
+            job.cancel()
+        self._jobs.clear()
+
+    def _left_open(self, path: str) -> Effect | None:
+        """The `once` attempt at `path` whose outcome is not recorded."""
+        attempts = self._journal.attempts(path)
+        if attempts and attempts[-1].effect == "once" and attempts[-1].status is None:
+            return attempts[-1]
+        return None
+
+    async def _carry_out(self, request: Request) -> None:
+        """Makes attempts until the outcome that the code gets is recorded."""
+        done: str | None = None
+        try:
+            while self._journal.settled(request.path, self._retries[request.path]) is None:
+                async with self._host.slots(request.kind):
+                    effect, outcome = await self._attempt(request)
+                    answer = await self._host.ledger.ask(
+                        Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
+                    )
+                assert isinstance(answer, Recorded)
+                self._journal.put(answer.effect)
+                if answer.effect.status == "error":
+                    await self._pause(request.path)
+            done = request.path
+        except _NotStarted:
+            pass
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.failure = error
+        del self._jobs[request.path]
+        self.settled.put_nowait(done)
+
+    async def _pause(self, path: str) -> None:
+        """Between two attempts of a tool that failed; growing, with jitter."""
+        if self._journal.settled(path, self._retries[path]) is None:
+            failed = sum(effect.status == "error" for effect in self._journal.attempts(path))
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed))
+
+    async def _attempt(self, request: Request) -> tuple[Effect, Outcome]:
+        left = self._left_open(request.path)
+        if left is not None:  # a dead worker's; its outcome must be known before anything else
+            tool, arguments = request.payload
+            return left, await effects.reconcile(tool, self._call_context(left), arguments)
+        effect = await self._intend(request)
+        if self.stopping:
+            return effect, Outcome.of("not_happened", "the run ended before the call was made")
+        if request.kind == "sleep":
+            await asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time()))
+            return effect, Outcome.of("ok", None)
+        if request.kind == "model":
+            self.model_calls += 1
+            self._host.status.model_calls += 1
+            model, asked = request.payload
+            await self._host.connect(model)
+            return effect, await effects.ask_model(model, asked, network_forbidden=self._network_forbidden)
+        self.tool_calls += 1
+        self._host.status.tool_calls += 1
+        tool, arguments = request.payload
+        return effect, await effects.call_tool(tool, self._call_context(effect), arguments)
+
+    async def _intend(self, request: Request) -> Effect:
+        """Records that an attempt is about to be made. A sleep that a dead worker left goes on as it was."""
+        attempts = self._journal.attempts(request.path)
+        if attempts and attempts[-1].kind == "sleep" and attempts[-1].status is None:
+            return attempts[-1]
+        if self.stopping:
+            raise _NotStarted
+        effect = Effect(
+            path=request.path,
+            attempt=attempts[-1].attempt + 1 if attempts else 1,
+            kind=request.kind,
+            name=request.name,
+            digest=request.digest,
+            effect=request.effect,
+            arguments=request.arguments,
+            delivered=self._journal.take_unsaved(),
+            due=time.time() + request.payload if request.kind == "sleep" else None,
+        )
+        while True:
+            asked = time.monotonic()
+            answer = await self._host.ledger.ask(Intend(self._run.key, self._run.epoch, effect))
+            if not isinstance(answer, Done):
+                raise Fenced
+            if time.monotonic() - asked < INTENT_FRESH_SECONDS:
+                break
+        self._journal.put(replace(effect, intent_at=answer.at))
+        return effect
+
+    def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any]:
+        # Without the attempt: the other side must see that a second attempt is the same call.
+        run = self._run.key
+        key = digest(run.scope, run.agent, str(run.revision), run.key, run.run_id, effect.path, effect.digest)
+        return self._context().for_call(key, effect.attempt)
