@@ -59,6 +59,12 @@ class Sink(beam.PTransform[Any, Any]):
         return taken
 
 
+    def values(self) -> list[Any]:
+        """What has come so far: all of it, once the job has ended."""
+        kept = _queues[self._name]
+        return [kept.get().value for _ in range(kept.qsize())]
+
+
 class _KeepDoFn(beam.DoFn):
     def __init__(self, name: str) -> None:
         self._name = name

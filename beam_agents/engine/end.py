@@ -58,6 +58,12 @@ class Refused:
     message: str
 
 
+def conflict(run_id: str) -> Refused:
+    """The refusal of an event whose id belongs to another one."""
+    message = f"event id {run_id!r} was used before for an event with another content"
+    return Refused(FailureReason.ID_CONFLICT, message)
+
+
 def trace_of(run_id: str, effects: tuple[Effect, ...]) -> list[TraceRecord]:
     """A run's journal as trace records."""
     return [_trace(run_id, effect) for effect in effects]

@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 
 from beam_agents.context import RunContext
 from beam_agents.engine.attempts import Attempts, Fenced
-from beam_agents.engine.end import End, Ended, Refused
+from beam_agents.engine.end import End, Ended, Refused, conflict
 from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Ending, Machine, Port, describe, reason_of
@@ -117,8 +117,7 @@ class LiveRun:
                 case Closed():
                     return self._ended(answer, replayed=True)
                 case Conflict():
-                    message = f"event id {task.run.run_id!r} was used before for an event with another content"
-                    return Refused(FailureReason.ID_CONFLICT, message)
+                    return conflict(task.run.run_id)
                 case StateAhead():
                     raise LedgerChanged(
                         f"the state of key {task.run.key} is at session {task.session_version}, the ledger only at "

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from beam_agents.engine.end import Ended, Refused
+from beam_agents.engine.end import Ended, Refused, conflict
 from beam_agents.engine.worker import this_worker
-from beam_agents.events import FailureReason
 from beam_agents.transforms.emission import Emission, Emitter, place
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.use import AgentUse
@@ -83,8 +82,7 @@ class BatchDoFn(beam.DoFn):
                 elif before == envelope.digest:
                     outcomes.append((envelope, None))
                 else:
-                    message = f"event id {envelope.run_id!r} came before for an event with another content"
-                    outcomes.append((envelope, Refused(FailureReason.ID_CONFLICT, message)))
+                    outcomes.append((envelope, conflict(envelope.run_id)))
         return outcomes
 
     async def _run(self, key: Any, envelope: Envelope, last: Ended | Refused | None) -> Ended | Refused:

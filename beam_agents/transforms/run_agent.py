@@ -172,10 +172,10 @@ class RunAgent(beam.PTransform[Any, Any]):
         ).with_outputs(FAILURES, main="events")
         refused = admitted[FAILURES]
         refused.element_type = _tuple_of(key_type, types[FAILURES])
-        events = admitted["events"]
         inner_key = AnyKey if key_type is Any else key_type
+        events = admitted["events"] | "Global" >> beam.WindowInto(GlobalWindows())
         events.element_type = _tuple_of(inner_key, bytes)
-        done = self._drive(events | "Global" >> beam.WindowInto(GlobalWindows()), pcoll, inner_key)
+        done = self._drive(events, pcoll, inner_key)
         outputs: dict[str, Any] = {}
         for tag, type_ in types.items():
             pair = _tuple_of(key_type, type_)
