@@ -27,6 +27,7 @@ from beam_agents.models.base import Model
 from beam_agents.models.network import network_models_forbidden
 from beam_agents.models.resolve import resolve_model
 from beam_agents.output import Output
+from beam_agents.react import react
 from beam_agents.template import Template
 from beam_agents.tools import Tool
 
@@ -325,21 +326,17 @@ class Agent(AgentBase[EventT, OutputT, StateT, DepsT]):
             if isinstance(text, Template):
                 text.check(event_type, state_type)
 
-    def body(self, context: RunContext[EventT, StateT, DepsT]) -> Coroutine[Any, Any, OutputT]:
+    async def body(self, context: RunContext[EventT, StateT, DepsT]) -> OutputT:
         """The loop of `react`."""
-        from beam_agents.react import react
-
-        return cast(
-            Coroutine[Any, Any, OutputT],
-            react(
-                context,
-                instructions=self._text(self.instructions, context),
-                prompt=self._text(self.prompt, context) if self.prompt is not None else self.event_json(context.event),
-                tools=self.tools,
-                output=Output.of(self.output_type),
-                output_retries=self.output_retries,
-            ),
+        answer = await react(
+            context,
+            instructions=self._text(self.instructions, context),
+            prompt=self._text(self.prompt, context) if self.prompt is not None else self.event_json(context.event),
+            tools=self.tools,
+            output=Output.of(self.output_type),
+            output_retries=self.output_retries,
         )
+        return cast(OutputT, answer)
 
     @staticmethod
     def _text(text: Text[StateT, EventT], context: RunContext[EventT, StateT, DepsT]) -> str:

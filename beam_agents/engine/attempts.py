@@ -172,8 +172,9 @@ class Attempts:
             self.model_calls += 1
             self._host.status.model_calls += 1
             model, asked = request.payload
-            await self._host.connect(model)
-            return effect, await effects.ask_model(model, asked, network_forbidden=self._network_forbidden)
+            return effect, await effects.ask_model(
+                model, asked, connect=self._host.connect, network_forbidden=self._network_forbidden
+            )
         self.tool_calls += 1
         self._host.status.tool_calls += 1
         tool, arguments = request.payload

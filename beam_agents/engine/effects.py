@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.codec import to_json_value
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-async def ask_model(model: Model, request: ModelRequest, *, network_forbidden: bool) -> Outcome:
+async def ask_model(
+    model: Model, request: ModelRequest, *, connect: Callable[[Model], Awaitable[None]], network_forbidden: bool
+) -> Outcome:
     """Asks a model, with the retries of the request's settings."""
     try:
+        await connect(model)
         response = await request_with_retries(model, request, forbidden=network_forbidden)
     except ModelError as error:
         return Outcome.of("error", str(error))

@@ -66,6 +66,8 @@ class Handle:
 
     run: RunKey
     key: Any
+    digest: str
+    """Of the event."""
     done: Future[Ended | Refused] = field(default_factory=Future)
     live: LiveRun | None = None
 
@@ -116,9 +118,9 @@ class Host:
         """Opens the run of a task; a run that is live here, or has just ended here, is attached to instead."""
         with self._worker.lock:
             handle = self._handles.get(task.run) or self._ended.get(task.run)
-            if handle is None:
-                handle = Handle(task.run, task.key)
-                self._handles[task.run] = handle
+            if handle is None or handle.digest != task.digest:  # another event under its id: the ledger refuses it
+                handle = Handle(task.run, task.key, task.digest)
+                self._handles.setdefault(task.run, handle)
                 self.status.opened += 1
                 self.status.in_flight += 1
                 self._worker.loop.call_soon_threadsafe(self._spawn, handle, task)
@@ -186,15 +188,18 @@ class Host:
         return self._worker.tool_slots if kind == "tool" else nullcontext()
 
     async def connect(self, model: Model) -> None:
-        """Connects a model once."""
-        if id(model) not in self._models:
-            self._models[id(model)] = (model, asyncio.ensure_future(model.connect()))
-        await asyncio.shield(self._models[id(model)][1])
+        """Connects a model once; after a failure, anew at the next request."""
+        connecting = self._models.get(id(model), (model, None))[1]
+        if connecting is None or (connecting.done() and connecting.exception() is not None):
+            connecting = asyncio.ensure_future(model.connect())
+            self._models[id(model)] = (model, connecting)
+        await asyncio.shield(connecting)
 
     async def finish_other(self, task: Task, other: Run) -> None:
         """Waits for the end of the run that stands before `task` in its key, and drives it if its worker is gone."""
         handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest, event_time=None))
         await asyncio.wrap_future(handle.done)
+        self.forget(handle.run)
 
     def _spawn(self, handle: Handle, task: Task) -> None:
         handle.live = LiveRun(self, task)
@@ -206,7 +211,9 @@ class Host:
     def _finished(self, handle: Handle, finished: asyncio.Future[Ended | Refused]) -> None:
         error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
         with self._worker.lock:
-            del self._handles[handle.run]
+            attached = self._handles.get(handle.run) is handle
+            if attached:
+                del self._handles[handle.run]
             self.status.in_flight -= 1
             if error is None:
                 result = finished.result()
@@ -214,7 +221,8 @@ class Host:
                     self.status.replayed += result.replayed
                     self.status.ended += not result.replayed
                     self.status.failed += not result.replayed and result.end.kind == "failure"
-                self._ended[handle.run] = handle
+                if attached:
+                    self._ended[handle.run] = handle
                 if len(self._ended) > _KEPT_ENDS:
                     self._ended.popitem(last=False)
         if error is None:

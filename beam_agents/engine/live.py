@@ -149,6 +149,7 @@ class LiveRun:
         try:
             event = agent.read_event_json(self._task.event)
             state = agent.apply_event(session.state, event)
+            agent.read_state(state)
             skipped = agent.decide_without_model(state, event)
         except ValidationError as error:
             message = f"the key's state does not fit {agent.name!r}: {error}"

@@ -1,0 +1,132 @@
+"""Runs that wait: for a ledger that is down, asleep, within budgets that outlive a crash."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from agents_under_test import Count, Event, Gates, count
+from test_schedules import make_agent
+
+from beam_agents import Budget, FailureReason, RunContext, workflow
+from beam_agents.engine.worker import Worker
+from beam_agents.ledger import LedgerUnavailable, MemoryLedger
+from beam_agents.ledger.base import Answer, Command, Record
+
+pytestmark = pytest.mark.usefixtures("replay_mode")
+
+
+class LedgerThatFails(MemoryLedger):
+    """Takes nothing while it is down."""
+
+    down = False
+    down_after: type[Command] | None = None  # type: ignore[valid-type]
+
+    def apply(self, commands: Sequence[Command]) -> list[Answer]:
+        if self.down:
+            raise LedgerUnavailable("down for the test")
+        answers = super().apply(commands)
+        if self.down_after and any(isinstance(command, self.down_after) for command in commands):
+            self.down = True
+            raise LedgerUnavailable("the connection broke after the commit")
+        return answers
+
+
+@pytest.fixture
+def worker() -> Any:
+    made = Worker()
+    yield made
+    made.close()
+
+
+def start(worker: Worker, agent: Any, ledger: MemoryLedger) -> Any:
+    from conftest import Hosted
+
+    hosted = Hosted(worker, worker.join(agent, "agent", ledger, "scope"))
+    return hosted, hosted.start(Event(id="1"))
+
+
+def until(condition: Any) -> None:
+    import time
+
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_no_call_is_made_while_its_intent_cannot_be_recorded(worker: Worker) -> None:
+    gates, ledger = Gates(), LedgerThatFails()
+    gates.shut("plan")
+    hosted, handle = start(worker, make_agent(gates, effect="idempotent"), ledger)
+    gates.wait_for("plan")
+    ledger.down = True
+    gates.open("plan")
+    until(lambda: hosted.host.ledger.down_since is not None)
+    assert gates.calls["work"] == 0
+    ledger.down = False
+    assert handle.done.result(30).end.output == "done it"
+    assert gates.calls == {"plan": 1, "work": 1, "answer": 1}
+
+
+def test_an_outcome_that_was_committed_as_the_connection_broke_is_not_lost(worker: Worker) -> None:
+    gates, ledger = Gates(), LedgerThatFails()
+    ledger.down_after = Record
+    hosted, handle = start(worker, make_agent(gates, effect="once"), ledger)
+    until(lambda: hosted.host.ledger.down_since is not None)
+    ledger.down_after, ledger.down = None, False
+    assert handle.done.result(30).end.output == "done it"
+    assert gates.calls == {"plan": 1, "work": 1, "answer": 1}
+
+
+def test_a_sleep_goes_on_as_it_was_after_a_crash(cluster: Any) -> None:
+    @workflow(name="agent", event_type=Event, state_type=Count, on_event=count)
+    async def sleeper(ctx: RunContext[Event, Count, None], event: Event) -> str:
+        await ctx.sleep(timedelta(seconds=1))
+        return "awake"
+
+    first = cluster.worker(sleeper)
+    first.start(Event(id="1"))
+
+    def sleeps() -> list[Any]:
+        connection = sqlite3.connect(cluster.path)
+        try:
+            return connection.execute("SELECT attempt, due FROM effects WHERE kind = 'sleep'").fetchall()
+        except sqlite3.OperationalError:  # the ledger is not made yet
+            return []
+        finally:
+            connection.close()
+
+    until(sleeps)
+    before = sleeps()
+    cluster.kill(first)
+    assert cluster.worker(sleeper).run(Event(id="1")).end.output == "awake"
+    assert sleeps() == before
+
+
+def test_a_sleep_that_is_longer_than_the_run_may_last_is_refused(cluster: Any) -> None:
+    @workflow(name="agent", event_type=Event, budget=Budget(wall_clock=timedelta(seconds=10)))
+    async def sleeper(ctx: RunContext[Event, None, None], event: Event) -> None:
+        await ctx.sleep(timedelta(seconds=11))
+
+    ended = cluster.worker(sleeper).run(Event(id="1"))
+    assert ended.end.reason is FailureReason.CODE_ERROR
+    assert "raise Budget(wall_clock" in ended.end.message
+
+
+def test_a_crash_does_not_reset_a_budget(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("work")
+    agent = make_agent(gates, budget=Budget(steps=1, wall_clock=timedelta(hours=1)))
+    first = cluster.worker(agent)
+    first.start(Event(id="1"))
+    gates.wait_for("work")
+    cluster.kill(first)
+    gates.open("work")
+    ended = cluster.worker(agent).run(Event(id="1"))
+    assert ended.end.reason is FailureReason.BUDGET_STEPS
+    assert ended.end.usage.steps == 1
+    assert gates.calls == {"plan": 1, "work": 2}
