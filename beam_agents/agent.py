@@ -20,7 +20,7 @@ from beam_agents.errors import ConfigurationError, RunFailed
 from beam_agents.events import RunResult
 from beam_agents.history import History
 from beam_agents.ledger.base import Ledger, RunKey
-from beam_agents.ledger.memory import MemoryLedger
+from beam_agents.ledger.memory import EphemeralLedger
 from beam_agents.ledger.urls import ledger_from
 from beam_agents.messages import ModelSettings
 from beam_agents.models.base import Model
@@ -251,7 +251,7 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
             raise ConfigurationError("run with a ledger needs event_id=...: the ledger knows an event by its id")
         run_id = event_id or uuid.uuid4().hex
         text = agent.event_json(agent.read_event(event))
-        opened = MemoryLedger() if ledger is None else ledger_from(ledger)
+        opened = EphemeralLedger() if ledger is None else ledger_from(ledger)
         run = RunKey(scope or agent.name, agent.name, agent.revision, key_text(key), run_id)
         outcome = run_one(agent, opened, run, key, text, digest(text), network_forbidden=network_models_forbidden())
         if isinstance(outcome, RunResult):

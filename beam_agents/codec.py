@@ -100,7 +100,11 @@ def key_of(text: str) -> Any:
 def _mark_bytes(key: Any) -> Any:
     if isinstance(key, bytes):
         return {"bytes": base64.b64encode(key).decode("ascii")}
-    return [_mark_bytes(part) for part in key] if isinstance(key, tuple) else key
+    if isinstance(key, tuple):
+        return [_mark_bytes(part) for part in key]
+    if not isinstance(key, (str, int, float, type(None))):
+        raise ValueError(f"a key is a text, a number, bytes or a tuple of these, not {key!r}")  # noqa: TRY004
+    return key
 
 
 def _unmark(value: Any) -> Any:

@@ -30,12 +30,12 @@ async def ask_model(
     try:
         await connect(model)
         response = await request_with_retries(model, request, forbidden=network_forbidden)
+        return Outcome("ok", response.model_dump_json())
     except ModelError as error:
         return Outcome.of("error", str(error))
     except Exception as error:
         _LOGGER.exception("model %r raised", model.name)
         return Outcome.of("error", f"model {model.name!r} raised {type(error).__name__}: {error}")
-    return Outcome("ok", response.model_dump_json())
 
 
 async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:

@@ -197,7 +197,7 @@ class Host:
 
     async def finish_other(self, task: Task, other: Run) -> None:
         """Waits for the end of the run that stands before `task` in its key, and drives it if its worker is gone."""
-        handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest, event_time=None))
+        handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest))
         await asyncio.wrap_future(handle.done)
         self.forget(handle.run)
 

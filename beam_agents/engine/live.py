@@ -109,7 +109,16 @@ class LiveRun:
         while True:
             nonce = uuid.uuid4().hex
             answer = await ask(
-                Open(task.run, task.event, task.digest, self._host.owner, task.session_version, task.session, nonce)
+                Open(
+                    task.run,
+                    task.event,
+                    task.digest,
+                    self._host.owner,
+                    session_version=task.session_version,
+                    session=task.session,
+                    nonce=nonce,
+                    event_time=task.event_time,
+                )
             )
             match answer:
                 case Opened():
@@ -235,7 +244,7 @@ class LiveRun:
     def _session(self, opened: Opened) -> Session:
         """The key's session, empty if it has expired; the head's, since Beam's copy may be older."""
         session = Session.model_validate_json(opened.session) if opened.session else Session()
-        now, ttl = self._task.event_time, self._task.session_ttl
+        now, ttl = opened.run.event_time, self._task.session_ttl
         if now is not None and ttl is not None and session.touched is not None and now - session.touched > ttl:
             session = Session()
         return session.model_copy(update={"version": opened.session_version})
@@ -267,7 +276,7 @@ class LiveRun:
         spoken = tuple(port.remembered) if port else ()
         after = Session(
             version=session.version + 1,
-            touched=max(filter(None, (session.touched, self._task.event_time)), default=None),
+            touched=max(filter(None, (session.touched, self._run.event_time)), default=None),
             history=self._agent.history.trim((*session.history, *spoken)),
             state=state,
         )

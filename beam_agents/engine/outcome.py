@@ -27,7 +27,13 @@ class Outcome:
 
     @staticmethod
     def of(status: Status, value: Any) -> Outcome:
-        return Outcome(status, json.dumps(value, ensure_ascii=False))
+        """An outcome with a JSON value.
+
+        Raises:
+            ValueError: JSON cannot hold the value.
+        """
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return Outcome(status, text.encode("utf-8", "backslashreplace").decode())
 
 
 _RAISED: dict[str, Callable[[str], Exception]] = {"retry": ModelRetry, "failed": ToolFailed, "rejected": FailRun}

@@ -2,7 +2,8 @@
 
 State decides what is emitted, the ledger decides what is done. It holds a record for each run, a journal of each
 run's effects, and a head for each key. Workers change it by commands; a group of commands is one transaction. What
-a command means stands in `rules.py`, once for all backends.
+a command means stands in `rules.py`, once for all backends. Times are seconds since 1970 and durations are seconds; a
+store keeps both to the microsecond.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class Run:
     end: str | None = None
     """What it came to, as JSON; `None` while it is open."""
     closed_at: float | None = None
+    nonce: str = ""
+    """That of the opening that began this epoch."""
+    event_time: int | None = None
+    """Of the event, as it was when the run was first opened; microseconds since 1970."""
 
 
 Delivery: TypeAlias = tuple[str, int]
@@ -146,6 +151,11 @@ class Open:
     """The version that Beam's state has. A head that does not exist yet starts from it only with `session`."""
     session: str | None = None
     """The session to begin a head with that does not exist yet: for the first run of a raised revision."""
+    nonce: str = ""
+    """Names this opening; the same when the command is given again because its answer was lost. The run is answered as
+    it is then: no epoch, no stall. Empty: each opening counts."""
+    event_time: int | None = None
+    """Of the event, microseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +205,10 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireSession:
-    """Empties a key's session, if it still has this version and no run is open. Answers: `HeadIs`."""
+class ReadHead:
+    """Reads what a key has come to. Answers: `HeadIs`."""
 
     head: HeadKey
-    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +227,7 @@ class FindOrphans:
     limit: int = 1000
 
 
-Command: TypeAlias = Open | Intend | Record | Close | Release | Renew | ExpireSession | Load | FindOrphans
+Command: TypeAlias = Open | Intend | Record | Close | Release | Renew | ReadHead | Load | FindOrphans
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +315,7 @@ class HeadIs:
     """The head as it is now."""
 
     head: Head | None
+    """`None` for a key that had no run yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,8 +364,11 @@ class Transaction(Protocol):
 
     def lease(self, owner: str) -> Lease | None: ...
     def put_lease(self, lease: Lease) -> None: ...
-    def open_runs(self, scope: str, agent: str) -> Sequence[Run]:
-        """The runs without an end, of all keys and revisions, oldest first."""
+    def open_runs(self, scope: str, agent: str, now: float, limit: int) -> Sequence[Run]:
+        """The runs without an end that nobody drives, of all keys and revisions, at most `limit`, oldest first.
+
+        Nobody drives a run that was let go, whose owner has no lease, or whose owner's lease ended at or before `now`.
+        """
         ...
 
 
@@ -367,6 +380,9 @@ class Ledger(ABC):
 
     durable: bool = True
     """Whether it outlives the process; a ledger that does not cannot keep promises about `once` tools."""
+
+    keep_open: bool = False
+    """Whether a worker process that has opened it keeps it until its own end, though nobody uses it for a while."""
 
     @property
     @abstractmethod

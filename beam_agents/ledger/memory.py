@@ -11,7 +11,7 @@ from beam_agents.ledger.rules import carry_out
 
 
 class MemoryLedger(Ledger):
-    """Keeps everything in this process, and copies none of it: unpickled, it is empty.
+    """Keeps everything in this process until its end, and copies none of it: unpickled, it is empty.
 
     Args:
         name: Names it in this process.
@@ -19,6 +19,7 @@ class MemoryLedger(Ledger):
     """
 
     durable = False
+    keep_open = True
 
     def __init__(self, name: str | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._url = f"memory:{name or uuid.uuid4().hex}"
@@ -86,12 +87,17 @@ class MemoryLedger(Ledger):
     def put_lease(self, lease: Lease) -> None:
         self._leases[lease.owner] = lease
 
-    def open_runs(self, scope: str, agent: str) -> Sequence[Run]:
-        return [self._runs[key] for key in self._open if (key.scope, key.agent) == (scope, agent)]
+    def open_runs(self, scope: str, agent: str, now: float, limit: int) -> Sequence[Run]:
+        alive = {lease.owner for lease in self._leases.values() if lease.until > now}
+        runs = [self._runs[key] for key in self._open if (key.scope, key.agent) == (scope, agent)]
+        left = sorted((run for run in runs if run.owner not in alive), key=lambda run: run.opened_at)
+        return left[:limit]
 
 
 class EphemeralLedger(MemoryLedger):
     """Forgets each run as it is closed: what an agent has that was given no ledger. Its memory does not grow."""
+
+    keep_open = False
 
     def __reduce__(self) -> tuple[type[MemoryLedger], tuple[str]]:
         return EphemeralLedger, (self._url.removeprefix("memory:"),)

@@ -18,7 +18,6 @@ from beam_agents.ledger.base import (
     Command,
     Conflict,
     Done,
-    ExpireSession,
     Fenced,
     FindOrphans,
     Head,
@@ -31,6 +30,7 @@ from beam_agents.ledger.base import (
     Opened,
     Orphans,
     OtherOpen,
+    ReadHead,
     Record,
     Recorded,
     Release,
@@ -59,15 +59,13 @@ def carry_out(tx: Transaction, command: Command) -> Answer:
             now = tx.now()
             tx.put_lease(Lease(command.owner, renewed_at=now, until=now + LEASE_SECONDS))
             return Done(now)
-        case ExpireSession():
-            return _expire_session(tx, command)
+        case ReadHead():
+            return HeadIs(tx.head(command.head))
         case Load():
             run = tx.run(command.run)
             return Loaded(run, tx.effects(command.run) if run else ())
         case FindOrphans():
-            now = tx.now()
-            orphans = [run for run in tx.open_runs(command.scope, command.agent) if _lease_end(tx, run) <= now]
-            return Orphans(tuple(orphans[: command.limit]))
+            return Orphans(tuple(tx.open_runs(command.scope, command.agent, tx.now(), command.limit)))
         case _:
             assert_never(command)
 
@@ -89,9 +87,19 @@ def _open(tx: Transaction, command: Open) -> Answer:
             other = tx.run(RunKey(*command.run.head, head.open_run))
             if other is not None and other.end is None:
                 return OtherOpen(other, _lease_end(tx, other))
-        run = Run(command.run, command.event, command.digest, now, epoch=1, owner=command.owner, epoch_at=now)
+        run = Run(
+            command.run,
+            command.event,
+            command.digest,
+            opened_at=now,
+            epoch=1,
+            owner=command.owner,
+            epoch_at=now,
+            nonce=command.nonce,
+            event_time=command.event_time,
+        )
         tx.put_head(replace(head, open_run=command.run.run_id))
-    else:
+    elif not (command.nonce and (run.owner, run.nonce) == (command.owner, command.nonce)):
         until = _lease_end(tx, run)
         if run.owner != command.owner and until > now:
             return Busy(run, until)
@@ -104,6 +112,7 @@ def _open(tx: Transaction, command: Open) -> Answer:
             epoch_at=now,
             held=run.held + (max(0.0, seen - run.epoch_at) if run.owner else 0.0),
             stalls=run.stalls + (1 if run.owner else 0),
+            nonce=command.nonce,
         )
     tx.put_run(run)
     # The opener is alive right now, so its run is not an orphan before its first renewal.
@@ -163,11 +172,3 @@ def _release(tx: Transaction, command: Release) -> Answer:
     if run.owner:
         tx.put_run(replace(run, owner="", held=run.held + max(0.0, now - run.epoch_at), epoch_at=now))
     return Done(now)
-
-
-def _expire_session(tx: Transaction, command: ExpireSession) -> Answer:
-    head = tx.head(command.head)
-    if head is not None and head.session_version == command.version and head.open_run is None:
-        head = replace(head, session_version=head.session_version + 1, session=None)
-        tx.put_head(head)
-    return HeadIs(head)

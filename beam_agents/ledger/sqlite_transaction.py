@@ -19,7 +19,6 @@ from beam_agents.ledger.base import (
     Close,
     Command,
     Effect,
-    ExpireSession,
     FindOrphans,
     Head,
     HeadKey,
@@ -27,6 +26,7 @@ from beam_agents.ledger.base import (
     Lease,
     Load,
     Open,
+    ReadHead,
     Record,
     Renew,
     Run,
@@ -41,9 +41,9 @@ SCHEMA = (
       UNIQUE (scope, agent, revision, key))""",
     """CREATE TABLE runs (
       id INTEGER PRIMARY KEY, scope TEXT NOT NULL, agent TEXT NOT NULL, revision INTEGER NOT NULL, key TEXT NOT NULL,
-      run_id TEXT NOT NULL, event TEXT NOT NULL, digest TEXT NOT NULL, opened_at INTEGER NOT NULL,
+      run_id TEXT NOT NULL, event TEXT NOT NULL, digest TEXT NOT NULL, opened_at INTEGER NOT NULL, event_time INTEGER,
       epoch INTEGER NOT NULL, owner TEXT NOT NULL, epoch_at INTEGER NOT NULL, held INTEGER NOT NULL,
-      stalls INTEGER NOT NULL, ending TEXT, closed_at INTEGER,
+      stalls INTEGER NOT NULL, ending TEXT, closed_at INTEGER, nonce TEXT NOT NULL,
       UNIQUE (scope, agent, revision, key, run_id))""",
     """CREATE INDEX open_runs ON runs (scope, agent, opened_at) WHERE ending IS NULL""",
     """CREATE TABLE effects (
@@ -78,8 +78,8 @@ _HEADS = _Table("heads", "scope, agent, revision, key", "", "session_version, se
 _RUNS = _Table(
     "runs",
     "id",
-    "scope, agent, revision, key, run_id, event, digest, opened_at",
-    "epoch, owner, epoch_at, held, stalls, ending, closed_at",
+    "scope, agent, revision, key, run_id, event, digest, opened_at, event_time",
+    "epoch, owner, epoch_at, held, stalls, ending, closed_at, nonce",
 )
 _EFFECTS = _Table(
     "effects",
@@ -130,7 +130,7 @@ class SqliteTransaction:
                     attempts.add((command.run, command.effect.path, command.effect.attempt))
                 case Record():
                     attempts.add((command.run, command.path, command.attempt))
-                case ExpireSession():
+                case ReadHead():
                     heads.add(command.head)
                 case Renew():
                     owners.add(command.owner)
@@ -226,16 +226,16 @@ class SqliteTransaction:
         self._leases[lease.owner] = lease
         self._changed_leases.add(lease.owner)
 
-    def open_runs(self, scope: str, agent: str) -> Sequence[Run]:
+    def open_runs(self, scope: str, agent: str, now: float, limit: int) -> Sequence[Run]:
         self.flush()
         sql = (
-            f"SELECT json_group_array(json_array({_RUNS.columns})) FROM runs "
-            "WHERE scope = ? AND agent = ? AND ending IS NULL"
+            f"SELECT json_group_array(json_array({_RUNS.columns})) FROM ("
+            f"SELECT {_RUNS.columns} FROM runs LEFT JOIN leases USING (owner) "
+            "WHERE scope = ? AND agent = ? AND ending IS NULL AND (owner = '' OR until IS NULL OR until <= ?) "
+            "ORDER BY opened_at, id LIMIT ?)"
         )
-        rows = json.loads(self._execute(sql, (scope, agent)).fetchone()[0])
-        runs = [_run(row) for row in sorted(rows, key=lambda row: (row[8], row[0]))]  # opened_at, id
-        self._read_leases({run.owner for run in runs if run.owner})
-        return runs
+        rows = json.loads(self._execute(sql, (scope, agent, _microseconds(now), limit)).fetchone()[0])
+        return [_run(row) for row in sorted(rows, key=lambda row: (row[8], row[0]))]  # opened_at, id
 
     # ---- statements ----
 
@@ -360,12 +360,12 @@ def _lease_row(lease: Lease) -> tuple[Any, ...]:
 
 def _run_row(row: int, run: Run) -> tuple[Any, ...]:
     opened_at, epoch_at, held, closed_at = map(_microseconds, (run.opened_at, run.epoch_at, run.held, run.closed_at))
-    fixed = (row, *run.key, run.event, run.digest, opened_at)
-    return (*fixed, run.epoch, run.owner, epoch_at, held, run.stalls, run.end, closed_at)
+    fixed = (row, *run.key, run.event, run.digest, opened_at, run.event_time)
+    return (*fixed, run.epoch, run.owner, epoch_at, held, run.stalls, run.end, closed_at, run.nonce)
 
 
 def _run(row: Sequence[Any]) -> Run:
-    event, digest, opened_at, epoch, owner, epoch_at, held, stalls, end, closed_at = row[6:]
+    event, digest, opened_at, event_time, epoch, owner, epoch_at, held, stalls, end, closed_at, nonce = row[6:]
     return Run(
         RunKey(*row[1:6]),
         event,
@@ -378,6 +378,8 @@ def _run(row: Sequence[Any]) -> Run:
         stalls,
         end,
         _seconds(closed_at),
+        nonce,
+        event_time,
     )
 
 

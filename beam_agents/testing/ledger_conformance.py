@@ -16,9 +16,9 @@ from beam_agents.ledger.base import (
     Closed,
     Command,
     Done,
-    ExpireSession,
     Fenced,
     FindOrphans,
+    Head,
     HeadIs,
     Intend,
     Ledger,
@@ -28,6 +28,7 @@ from beam_agents.ledger.base import (
     Opened,
     Orphans,
     OtherOpen,
+    ReadHead,
     Record,
     Recorded,
     Release,
@@ -94,7 +95,7 @@ class LedgerConformance(LedgerRules):
                 Record(run, "1", 1, "ok", "3"),
                 Close(run, 1, "end", "session"),
                 opening(next_run),
-                ExpireSession(run.head, 1),
+                ReadHead(run.head),
                 Release(next_run, 1),
                 FindOrphans("scope", "fraud"),
             ]
@@ -103,11 +104,12 @@ class LedgerConformance(LedgerRules):
             Opened, OtherOpen, Done, Loaded, Recorded, Done, Orphans, Recorded, Recorded, Closed, Opened, HeadIs, Done,
             Orphans,
         ]  # fmt: skip
-        loaded, closed, orphans = answers[3], answers[9], answers[13]
+        loaded, closed, read, orphans = answers[3], answers[9], answers[11], answers[13]
         assert isinstance(loaded, Loaded)
         assert [effect.path for effect in loaded.effects] == ["0"]
         assert isinstance(closed, Closed)
         assert [effect.value for effect in closed.effects] == ["1", "2"]
+        assert read == HeadIs(Head(run.head, 1, "session", "b"))
         assert isinstance(orphans, Orphans)
         assert [orphan.key for orphan in orphans.runs] == [next_run]
 
@@ -160,8 +162,8 @@ class LedgerConformance(LedgerRules):
         for text in ODD_TEXTS:
             changed: dict[str, Any] = {field: text}
             run = run_key("run")._replace(**changed)
-            opened = store.expect(Opened, Open(run, text, text, "worker"))
-            assert (opened.run.key, opened.run.event, opened.run.digest, opened.run.epoch) == (run, text, text, 1)
+            opened = store.expect(Opened, Open(run, text, text, "worker", nonce=text))
+            assert (opened.run.key, opened.run.event, opened.run.digest, opened.run.nonce) == (run, text, text, text)
             store.do(Intend(run, 1, replace(attempt(text), name=text, arguments=text)))
             store.do(Record(run, text, 1, "ok", text))
             closed = store.expect(Closed, Close(run, 1, text, text))
@@ -187,7 +189,8 @@ class LedgerConformance(LedgerRules):
     def test_a_ledger_travels_unopened(self, make_ledger: Callable[..., Ledger]) -> None:
         ledger = make_ledger()
         copy = pickle.loads(pickle.dumps(ledger))
-        assert (type(copy), copy.url, copy.durable) == (type(ledger), ledger.url, ledger.durable)
+        assert (type(copy), copy.url) == (type(ledger), ledger.url)
+        assert (copy.durable, copy.keep_open) == (ledger.durable, ledger.keep_open)
 
     def test_a_restart_keeps_everything(self, store: Store, make_ledger: Callable[..., Ledger]) -> None:
         if not store.ledger.durable:
@@ -196,7 +199,7 @@ class LedgerConformance(LedgerRules):
         store.do(opening(run_key("b")))
         store.do(Intend(run_key("b"), 1, attempt()))
         store.do(Record(run_key("b"), "0", 1, "ok", "1"))
-        reading: list[Command] = [Load(run_key("a")), Load(run_key("b")), ExpireSession(run_key().head, 99)]
+        reading: list[Command] = [Load(run_key("a")), Load(run_key("b")), ReadHead(run_key().head)]
         before, identity = store.ledger.apply(reading), store.ledger.identity
         store.ledger.close()
         again = make_ledger(clock=store.clock)

@@ -16,10 +16,9 @@ from beam_agents.ledger.base import (
     Conflict,
     Done,
     Effect,
-    ExpireSession,
     Fenced,
     FindOrphans,
-    HeadIs,
+    Head,
     Intend,
     Ledger,
     Load,
@@ -131,6 +130,39 @@ class LedgerRules(ABC):
         assert (closed.run.end, closed.session_version, closed.session) == ("end", 1, "session")
         assert [effect.path for effect in closed.effects] == ["0"]
 
+    def test_an_opening_that_is_given_again_changes_nothing(self, store: Store) -> None:
+        command = replace(opening(run_key()), nonce="first")
+        opened = store.expect(Opened, command)
+        assert opened.run.nonce == "first"
+        store.do(Intend(run_key(), 1, attempt()))
+        for _ in range(2):
+            store.clock.now += LEASE_SECONDS + 1
+            again = store.expect(Opened, command)
+            assert (again.run, [effect.path for effect in again.effects]) == (opened.run, ["0"])
+            assert store.load(run_key()) == opened.run
+        assert store.expect(Busy, replace(command, owner="worker-2", nonce="other")).until > store.clock.now
+
+    def test_an_opening_of_its_own_counts(self, store: Store) -> None:
+        store.do(replace(opening(run_key()), nonce="first"))
+        run = store.expect(Opened, replace(opening(run_key()), nonce="second")).run
+        assert (run.epoch, run.stalls, run.nonce) == (2, 1, "second")
+        run = store.expect(Opened, opening(run_key())).run
+        assert (run.epoch, run.stalls, run.nonce) == (3, 2, "")
+        assert store.load(run_key()) == run
+
+    def test_an_opening_given_again_too_late_is_like_any_other(self, store: Store) -> None:
+        first = replace(opening(run_key()), nonce="first")
+        store.do(first)
+        store.clock.now += LEASE_SECONDS + 1
+        taken = store.expect(Opened, replace(opening(run_key(), "worker-2"), nonce="second")).run
+        assert (taken.epoch, taken.nonce) == (2, "second")
+        assert store.expect(Busy, first).run == taken
+        store.do(Release(run_key(), 2))
+        again = store.expect(Opened, replace(opening(run_key(), "worker-2"), nonce="second")).run
+        assert (again.epoch, again.owner, again.stalls) == (3, "worker-2", 1)
+        end = store.expect(Closed, Close(run_key(), 3, "end", None))
+        assert store.do(replace(opening(run_key(), "worker-2"), nonce="second")) == end
+
     # ---- sessions ----
 
     def test_state_ahead_of_the_ledger_is_found(self, store: Store) -> None:
@@ -153,24 +185,17 @@ class LedgerRules(ABC):
         opened = store.expect(Opened, replace(opening(run_key("c")), session_version=1, session="first"))
         assert (opened.session_version, opened.session) == (2, "second")
 
-    def test_a_session_expires(self, store: Store) -> None:
-        head = run_key().head
-        assert store.do(ExpireSession(head, 0)) == HeadIs(None)
-        store.complete(run_key())
-        kept = store.expect(HeadIs, ExpireSession(head, 0)).head
-        assert kept is not None
-        assert (kept.session_version, kept.session) == (1, "session")
-        for _ in range(2):
-            emptied = store.expect(HeadIs, ExpireSession(head, 1)).head
-            assert emptied is not None
-            assert (emptied.key, emptied.session_version, emptied.session, emptied.open_run) == (head, 2, None, None)
-
-    def test_a_session_does_not_expire_under_an_open_run(self, store: Store) -> None:
-        store.complete(run_key("a"))
+    def test_a_head_is_read(self, store: Store) -> None:
+        key = run_key().head
+        assert store.head(key) is None
+        store.do(opening(run_key("a")))
+        assert store.head(key) == Head(key, 0, None, "a")
+        store.do(Close(run_key("a"), 1, "end", "session"))
         store.do(opening(run_key("b")))
-        head = store.expect(HeadIs, ExpireSession(run_key().head, 1)).head
-        assert head is not None
-        assert (head.session_version, head.session, head.open_run) == (1, "session", "b")
+        assert store.head(key) == Head(key, 1, "session", "b")
+        store.do(Close(run_key("b"), 1, "end", None))
+        assert store.head(key) == Head(key, 2, None, None)
+        assert store.head(key._replace(revision=2)) is None
 
     # ---- intents and outcomes ----
 
@@ -238,6 +263,18 @@ class LedgerRules(ABC):
         expected[0] = replace(expected[0], status="ok", value="é\n" * 1_000, outcome_at=NOW)
         assert list(store.expect(Loaded, Load(run_key())).effects) == expected
         assert list(store.expect(Opened, opening(run_key())).effects) == expected
+
+    def test_times_are_kept_to_the_microsecond(self, store: Store) -> None:
+        store.clock.now = NOW + 0.123457
+        store.do(opening(run_key()))
+        store.clock.now = NOW + 1.234568
+        store.do(Intend(run_key(), 1, replace(attempt(), due=NOW + 5.345679)))
+        store.do(Record(run_key(), "0", 1, "ok", "1"))
+        store.do(Release(run_key(), 1))
+        (effect,) = store.expect(Loaded, Load(run_key())).effects
+        assert (effect.intent_at, effect.due, effect.outcome_at) == (NOW + 1.234568, NOW + 5.345679, NOW + 1.234568)
+        run = store.load(run_key())
+        assert (run.opened_at, run.epoch_at, round(run.held, 6)) == (NOW + 0.123457, NOW + 1.234568, 1.111111)
 
     # ---- close and release ----
 
@@ -346,3 +383,24 @@ class LedgerRules(ABC):
         assert orphans[0] == store.load(runs[0])
         assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud", limit=2)).runs] == runs[0:3:2]
         assert store.do(FindOrphans("scope", "nobody")) == Orphans(())
+
+    def test_a_lease_that_ends_now_has_ended(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += LEASE_SECONDS - 0.000001
+        assert store.do(FindOrphans("scope", "fraud")) == Orphans(())
+        store.clock.now = NOW + LEASE_SECONDS
+        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud")).runs] == [run_key()]
+
+    def test_driven_runs_do_not_use_up_the_limit_of_orphans(self, store: Store) -> None:
+        runs = [run_key(f"r{number}", f'"k{number}"') for number in range(12)]
+        for number, run in enumerate(runs):
+            store.do(opening(run, f"worker-{number % 4}"))
+            store.clock.now += 0.125
+        store.clock.now += LEASE_SECONDS + 1
+        for owner in ("worker-0", "worker-1", "worker-2"):
+            store.do(Renew(owner))
+        store.do(Release(runs[10], 1))
+        found = store.expect(Orphans, FindOrphans("scope", "fraud", limit=3)).runs
+        assert [run.key for run in found] == [runs[3], runs[7], runs[10]]
+        assert found[2] == store.load(runs[10])
+        assert len(store.expect(Orphans, FindOrphans("scope", "fraud")).runs) == 4

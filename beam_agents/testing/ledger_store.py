@@ -10,11 +10,15 @@ from beam_agents.ledger.base import (
     Closed,
     Command,
     Effect,
+    Head,
+    HeadIs,
+    HeadKey,
     Ledger,
     Load,
     Loaded,
     Open,
     Opened,
+    ReadHead,
     Run,
     RunKey,
 )
@@ -73,6 +77,10 @@ class Store:
         found = self.expect(Loaded, Load(run)).run
         assert found is not None
         return found
+
+    def head(self, key: HeadKey) -> Head | None:
+        """What a key has come to."""
+        return self.expect(HeadIs, ReadHead(key)).head
 
     def complete(self, run: RunKey, session: str | None = "session") -> Closed:
         """Opens and closes a run."""

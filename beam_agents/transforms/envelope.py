@@ -126,9 +126,9 @@ def _as_text(raw: Any) -> str:
     """An element for a dead letter, as JSON where JSON can hold it, so that it can be mended and given again."""
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
-    if isinstance(raw, str):
-        return raw
-    try:
-        return canonical_json(raw)
-    except ValueError:
-        return repr(raw)
+    if not isinstance(raw, str):
+        try:
+            return canonical_json(raw)
+        except ValueError:
+            raw = repr(raw)
+    return str(raw).encode("utf-8", "backslashreplace").decode()

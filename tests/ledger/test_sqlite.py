@@ -15,7 +15,20 @@ import pytest
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger import LedgerUnavailable, SqliteLedger
-from beam_agents.ledger.base import Close, Closed, Intend, Load, Loaded, Open, Opened, Record, Recorded, Renew
+from beam_agents.ledger.base import (
+    Close,
+    Closed,
+    FindOrphans,
+    Intend,
+    Load,
+    Loaded,
+    Open,
+    Opened,
+    Orphans,
+    Record,
+    Recorded,
+    Renew,
+)
 from beam_agents.ledger.sqlite_transaction import SqliteTransaction
 from beam_agents.testing.ledger_race import race
 from beam_agents.testing.ledger_store import FakeClock, Store, attempt, opening, run_key
@@ -266,11 +279,17 @@ def test_bytes_per_effect_do_not_grow_with_the_journal(store: Store) -> None:
     assert abs(early - late) <= 3
 
 
-def test_open_runs_are_found_by_an_index(store: Store) -> None:
-    plan = connection_of(store).execute(
-        "EXPLAIN QUERY PLAN SELECT * FROM runs WHERE scope = ? AND agent = ? AND ending IS NULL", ("scope", "fraud")
-    )
-    assert "open_runs" in plan.fetchall()[0][3]
+def test_orphans_are_found_by_one_statement_in_the_order_of_an_index(store: Store) -> None:
+    store.do(opening(run_key()))
+    store.clock.now += 100
+    statements: list[str] = []
+    connection_of(store).set_trace_callback(statements.append)
+    store.expect(Orphans, FindOrphans("scope", "fraud"))
+    connection_of(store).set_trace_callback(None)
+    assert len(statements) == 3, statements
+    plan = [row[3] for row in connection_of(store).execute(f"EXPLAIN QUERY PLAN {statements[1]}")]
+    assert any("INDEX open_runs" in step for step in plan)
+    assert not any("TEMP B-TREE" in step or "SCAN runs" in step for step in plan)
 
 
 def test_old_leases_are_deleted(store: Store) -> None:
