@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
+_LINGER_SECONDS = 2.0
+"""How long a host that nobody uses is kept: some runners set a DoFn up and tear it down for each bundle."""
+
 RUNS_IN_FLIGHT = 10_000
 """Runs of a batch that are open at once; each is some 20 kB."""
 MODEL_CALLS_IN_FLIGHT = 2_000
@@ -115,6 +118,7 @@ class Worker:
             if host.users:
                 return
             await asyncio.sleep(0.02)
+        await asyncio.sleep(_LINGER_SECONDS)
         with self.lock:
             if host.users or host not in self._hosts.values():
                 return
