@@ -45,6 +45,7 @@ class Worker:
         self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
         self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
         self.run_slots = asyncio.Semaphore(RUNS_IN_FLIGHT)
+        self._closing: list[Host] = []
         self._hosts: dict[tuple[str, str, str], Host] = {}
         self._writers: dict[str, LedgerWriter] = {}
         self._stop = threading.Event()
@@ -98,9 +99,10 @@ class Worker:
             return [host.status for host in self._hosts.values()]
 
     def close(self) -> None:
-        """Ends the loop at once, as a dying process would, but for the closing of dependencies."""
+        """Ends at once and leaves open runs to others, as a dying process would; closes clients and dependencies."""
         with self.lock:
             hosts, writers = list(self._hosts.values()), list(self._writers.values())
+            self._closing = hosts
             self._hosts.clear()
             self._writers.clear()
             self._stop.set()
@@ -135,11 +137,20 @@ class Worker:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        with contextlib.suppress(RuntimeError):
-            self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.run_until_complete(self._wind_up())
         self.loop.close()
+
+    async def _wind_up(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        # After the runs, so that none of them takes the end of its client for an answer.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                for host in self._closing:
+                    await host.close()
 
     def _renew(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 3):
