@@ -8,7 +8,6 @@ import pytest
 
 from beam_agents.engine.live import REPLAY_VARIABLE
 
-
 # Beam logs its end of Prism from an exit handler, when pytest has closed what the log is written to.
 logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
 

@@ -58,7 +58,6 @@ class Sink(beam.PTransform[Any, Any]):
                     raise TimeoutError(f"{len(taken)} of {count} elements within {timeout} s: {taken!r}") from None
         return taken
 
-
     def values(self) -> list[Any]:
         """What has come so far: all of it, once the job has ended."""
         kept = _queues[self._name]

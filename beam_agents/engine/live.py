@@ -183,7 +183,9 @@ class LiveRun:
             return agent.body(self._context)
 
         always_replay = os.environ.get(REPLAY_VARIABLE) == "always"
-        machine = Machine(make_code, agent.budget, self._journal, always_replay=always_replay)
+        machine = Machine(
+            make_code, agent.budget, self._journal, pure_only=self._task.pure_only, always_replay=always_replay
+        )
         ending = await self._run_machine(machine)
         ending, final = self._final_state(self._in_doubt(ending), state)
         return await self._close(ending, session, final, port=machine.port)

@@ -53,8 +53,9 @@ class Ending:
 class Port:
     """The engine as one execution of the code sees it through its context (`context.RunPort`)."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, pure_only: bool = False) -> None:
         self.budget = budget
+        self.pure_only = pure_only
         self.usage = Usage()
         self.transcript: list[Message] = []
         self.remembered: list[Message] = []
@@ -68,6 +69,10 @@ class Port:
         return response
 
     async def call(self, tool: Tool[Any], arguments: dict[str, Any]) -> Any:
+        if self.pure_only and tool.effect != "pure":
+            raise ConfigurationError(
+                f"tool {tool.name!r} ({tool.effect}) may not run again after a crash: RunAgent needs a ledger"
+            )
         if self.usage.tool_calls >= self.budget.tool_calls:
             raise EndRun(
                 FailureReason.BUDGET_TOOL_CALLS, f"the budget of {self.budget.tool_calls} tool calls is used up"
@@ -119,20 +124,28 @@ class Machine:
         make_code: Makes the coroutine anew, for a port; called again for each replay.
         budget: The run's budget.
         journal: What is recorded of the run so far.
+        pure_only: Refuse tools that are not `pure`, because nothing would remember that they were called.
         always_replay: Drop the coroutine at each suspension and build it again from the journal, so that code that
             cannot be replayed shows at once.
     """
 
     def __init__(
-        self, make_code: Callable[[Port], Code], budget: Budget, journal: Journal, *, always_replay: bool = False
+        self,
+        make_code: Callable[[Port], Code],
+        budget: Budget,
+        journal: Journal,
+        *,
+        pure_only: bool = False,
+        always_replay: bool = False,
     ) -> None:
         self._make_code = make_code
         self._budget = budget
+        self._pure_only = pure_only
         self._always_replay = always_replay
         self._known: set[str] = set()
         self.journal = journal
         self.ending: Ending | None = None
-        self.port = Port(budget)
+        self.port = Port(budget, pure_only=pure_only)
 
     def start(self) -> list[Request]:
         """Runs the code over all that was delivered before; returns what it waits for."""
@@ -158,7 +171,7 @@ class Machine:
         self._execution.close()
 
     def _replay(self) -> dict[str, Request]:
-        self.port = Port(self._budget)
+        self.port = Port(self._budget, pure_only=self._pure_only)
         self._execution = Execution(self._make_code(self.port))
         self._execution.start()
         self._check()

@@ -29,5 +29,7 @@ class Task:
     """Microseconds of event time after which a key's session starts anew."""
     network_forbidden: bool = False
     """Whether models that use the network are refused."""
+    pure_only: bool = False
+    """Whether tools that are not `pure` are refused."""
     batch: bool = False
     """Whether the wall-clock budget counts only the time that a worker held the run."""

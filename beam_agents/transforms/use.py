@@ -81,5 +81,6 @@ class AgentUse:
             event_time=envelope.micros,
             session_ttl=None if self.session_ttl is None else self.session_ttl // timedelta(microseconds=1),
             network_forbidden=self.network_forbidden,
+            pure_only=self.ephemeral,
             **more,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from agents_under_test import Count, Event, Gates, count
+from cluster import Hosted
 from test_schedules import make_agent
 
 from beam_agents import Budget, FailureReason, RunContext, workflow
@@ -43,8 +44,6 @@ def worker() -> Any:
 
 
 def start(worker: Worker, agent: Any, ledger: MemoryLedger) -> Any:
-    from conftest import Hosted
-
     hosted = Hosted(worker, worker.join(agent, "agent", ledger, "scope"))
     return hosted, hosted.start(Event(id="1"))
 

