@@ -7,7 +7,7 @@ Acting in Language Models" (2022), with the tool calls of today's chat protocol.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,8 +45,15 @@ async def react(
         response = await ctx.request([*head, *ctx.history, *ctx.transcript], tools=specs, output=output.spec)
         ctx.say(response.message)
         if response.message.tool_calls:
-            results = await ctx.gather(*(_call(ctx, by_name, call, retries) for call in response.message.tool_calls))
-            ctx.say(*results)
+            results: dict[int, ToolMessage] = {}
+            branches = (
+                _call_into(results, index, _call(ctx, by_name, call, retries))
+                for index, call in enumerate(response.message.tool_calls)
+            )
+            try:
+                await ctx.gather(*branches)
+            finally:  # also when a call ends the run: what the others came to is known, and must not be called again
+                ctx.say(*(results[index] for index in sorted(results)))
             continue
         try:
             return output.read(response.message.text)
@@ -55,6 +62,10 @@ async def react(
             if wrong_answers > output_retries:
                 raise output.invalid(error) from error
             ctx.say(output.correction(error))
+
+
+async def _call_into(results: dict[int, ToolMessage], index: int, call: Coroutine[Any, Any, ToolMessage]) -> None:
+    results[index] = await call
 
 
 async def _call(

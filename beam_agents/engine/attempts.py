@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import time
 from collections.abc import Callable
@@ -212,4 +213,6 @@ class Attempts:
         # Without the attempt: the other side must see that a second attempt is the same call.
         run = self._run.key
         key = digest(run.scope, run.agent, str(run.revision), run.key, run.run_id, effect.path, effect.digest)
-        return self._context().for_call(key, effect.attempt)
+        context = self._context().for_call(key, effect.attempt)
+        context.state = copy.deepcopy(context.state)  # what a tool changes would be lost in a replay
+        return context

@@ -14,6 +14,7 @@ from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Outcome
 from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolFailed
 from beam_agents.messages import ModelRequest
+from beam_agents.models.network import check_network_allowed
 from beam_agents.models.retry import request_with_retries
 from beam_agents.tools import CannotHappen, Happened, Tool, Unknown
 
@@ -28,21 +29,21 @@ async def ask_model(
 ) -> Outcome:
     """Asks a model, with the retries of the request's settings."""
     try:
+        check_network_allowed(model, network_forbidden)
         await connect(model)
-        response = await request_with_retries(model, request, forbidden=network_forbidden)
+        response = await _contained(request_with_retries(model, request, forbidden=network_forbidden))
         return Outcome("ok", response.model_dump_json())
     except ModelError as error:
         return Outcome.of("error", str(error))
     except Exception as error:
         _LOGGER.exception("model %r raised", model.name)
-        return Outcome.of("error", f"model {model.name!r} raised {type(error).__name__}: {error}")
+        return Outcome.of("error", f"model {model.name!r} raised {_named(error)}")
 
 
 async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
     """Makes one attempt of a tool call. A `once` call that raised or timed out is looked into before it is judged."""
     try:
-        async with asyncio.timeout(tool.timeout.total_seconds()):
-            result = await _invoke(tool, tool.function, context, arguments)
+        result = await _invoke(tool, tool.function, context, arguments)
         return _result(tool, result)
     except ModelRetry as error:
         return Outcome.of("retry", str(error))
@@ -50,10 +51,10 @@ async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], argumen
         return Outcome.of("failed", str(error))
     except FailRun as error:
         return Outcome.of("rejected", str(error))
-    except TimeoutError:
+    except _TimedOut:
         why = f"tool {tool.name!r} did not answer in {tool.timeout.total_seconds():g} s"
     except Exception as error:
-        why = f"tool {tool.name!r} raised {type(error).__name__}: {error}"
+        why = f"tool {tool.name!r} raised {_named(error)}"
     if tool.effect != "once":
         return Outcome.of("error", why)
     return await _look_into(tool, context, arguments, why, not_happened="error")
@@ -75,10 +76,11 @@ async def _look_into(
     if tool.reconcile is None:
         return Outcome.of("in_doubt", f"{why}, and it has no reconcile function")
     try:
-        async with asyncio.timeout(tool.timeout.total_seconds()):
-            verdict = await _invoke(tool, tool.reconcile, context, arguments)
+        verdict = await _invoke(tool, tool.reconcile, context, arguments)
+    except _TimedOut:
+        return Outcome.of("in_doubt", f"{why}, and reconcile did not answer in {tool.timeout.total_seconds():g} s")
     except Exception as error:
-        return Outcome.of("in_doubt", f"{why}, and reconcile raised {type(error).__name__}: {error}")
+        return Outcome.of("in_doubt", f"{why}, and reconcile raised {_named(error)}")
     match verdict:
         case Happened():
             return _result(tool, verdict.result)
@@ -98,13 +100,57 @@ def _result(tool: Tool[Any], result: Any) -> Outcome:
         return Outcome.of("error", f"tool {tool.name!r} returned what JSON cannot hold: {error}")
 
 
+class _TimedOut(Exception):
+    """A tool's time-out is over; not `TimeoutError`, which tools raise themselves."""
+
+
+class _Left(Exception):
+    """User code wanted to end the process, or cancelled itself; the worker and its other runs must not follow."""
+
+
+def _named(error: Exception) -> str:
+    return str(error) if isinstance(error, _Left) else f"{type(error).__name__}: {error}"
+
+
+async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> Any:
+    """Awaits user code in a task of its own: it can neither take the worker with it nor outstay its time.
+
+    Raises:
+        _TimedOut: The time is over; the task is cancelled, but not waited for, since it may not obey.
+        _Left: The code raised what ends a process, or was cancelled from within.
+    """
+
+    async def inside() -> Any:
+        try:
+            return await awaited
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            raise _Left(f"{type(error).__name__}: {error}") from error
+
+    task = asyncio.ensure_future(inside())
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        task.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise _TimedOut
+    if task.cancelled():
+        raise _Left("CancelledError: it was cancelled from within")
+    return task.result()
+
+
 async def _invoke(
     tool: Tool[Any], function: Callable[..., Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]
 ) -> Any:
-    if inspect.iscoroutinefunction(function):
-        return await tool.invoke(function, context, arguments)
-    result = await in_thread(tool.invoke, function, context, arguments)
-    return await result if inspect.isawaitable(result) else result
+    async def call() -> Any:
+        if inspect.iscoroutinefunction(function):
+            return await tool.invoke(function, context, arguments)
+        result = await in_thread(tool.invoke, function, context, arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    return await _contained(call(), tool.timeout.total_seconds())
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -130,8 +176,10 @@ async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
             result = function(*arguments)
         except StopIteration as stop:  # a future cannot hold it
             error = ConfigurationError(f"a tool raised {stop!r}")
-        except BaseException as raised:
+        except Exception as raised:
             error = raised
+        except BaseException as raised:
+            error = _Left(f"{type(raised).__name__}: {raised}")
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the worker's loop has ended

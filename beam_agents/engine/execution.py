@@ -157,13 +157,13 @@ class Execution:
 
     def _fork(self, branch: _Branch, gather: Gather, ready: list[tuple[_Branch, Any, BaseException | None]]) -> None:
         path = branch.next_path()
-        for code in gather.branches:
-            if not isinstance(code, Coroutine):
-                for other in gather.branches:
-                    if isinstance(other, Coroutine):
-                        other.close()
-                ready.append((branch, None, TypeError(f"gather takes calls that are not awaited yet, not {code!r}")))
-                return
+        wrong = _wrong_branch(gather.branches)
+        if wrong is not None:
+            for code in gather.branches:
+                if isinstance(code, Coroutine):
+                    code.close()
+            ready.append((branch, None, wrong))
+            return
         if not gather.branches:
             ready.append((branch, [], None))
         join = _Join(branch, [None] * len(gather.branches), len(gather.branches))
@@ -195,6 +195,15 @@ class Execution:
     def _end(self, result: Any, error: BaseException | None) -> None:
         self.close()
         self.ended, self.result, self.error = True, result, error
+
+
+def _wrong_branch(branches: Sequence[Any]) -> TypeError | None:
+    for index, code in enumerate(branches):
+        if not isinstance(code, Coroutine):
+            return TypeError(f"gather takes calls that are not awaited yet, not {code!r}")
+        if any(code is other for other in branches[:index]):
+            return TypeError(f"gather was given the same call twice: {code!r}; make the call once for each branch")
+    return None
 
 
 def _foreign_await(wanted: Any) -> BeamAgentsError:

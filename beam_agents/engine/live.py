@@ -278,7 +278,7 @@ class LiveRun:
         spoken = tuple(port.remembered) if port else ()
         after = Session(
             version=session.version + 1,
-            touched=max(filter(None, (session.touched, self._run.event_time)), default=None),
+            touched=max((t for t in (session.touched, self._run.event_time) if t is not None), default=None),
             history=self._agent.history.trim((*session.history, *spoken)),
             state=state,
         )

@@ -60,6 +60,7 @@ class Port:
         self.transcript: list[Message] = []
         self.remembered: list[Message] = []
         self.emitted: list[Any] = []
+        self._known_cost = 0.0
 
     async def model(self, model: Model, request: ModelRequest) -> ModelResponse:
         self._check_spending()
@@ -103,11 +104,12 @@ class Port:
             raise EndRun(FailureReason.BUDGET_STEPS, f"the budget of {budget.steps} steps is used up")
         if budget.tokens is not None and usage.tokens >= budget.tokens:
             raise EndRun(FailureReason.BUDGET_TOKENS, f"{usage.tokens} of {budget.tokens} tokens are used")
-        if budget.cost_usd is not None and (usage.cost_usd or 0.0) >= budget.cost_usd:
-            raise EndRun(FailureReason.BUDGET_COST, f"{usage.cost_usd:.4f} of {budget.cost_usd} USD are spent")
+        if budget.cost_usd is not None and self._known_cost >= budget.cost_usd:
+            raise EndRun(FailureReason.BUDGET_COST, f"{self._known_cost:.4f} of {budget.cost_usd} USD are spent")
 
     def _spend(self, response: ModelResponse) -> None:
         cost, known = response.cost_usd, self.usage.cost_usd
+        self._known_cost += cost or 0.0
         self.usage = self.usage.model_copy(
             update={
                 "input_tokens": self.usage.input_tokens + (response.tokens.input or 0),
@@ -173,6 +175,7 @@ class Machine:
     def _replay(self) -> dict[str, Request]:
         self.port = Port(self._budget, pure_only=self._pure_only)
         self._execution = Execution(self._make_code(self.port))
+        self._handed: set[str] = set()
         self._execution.start()
         self._check()
         for path, attempt in list(self.journal.delivered):
@@ -192,6 +195,7 @@ class Machine:
             self.ending = Ending(reason=FailureReason.IN_DOUBT, message=message)
             return
         value, error = outcome.read(effect)
+        self._handed.add(effect.path)
         self._execution.deliver(effect.path, value, error)
         self._check()
 
@@ -210,7 +214,7 @@ class Machine:
                 return
         if self._execution.ended:
             self.ending = _ending(self._execution.result, self._execution.error)
-            never_asked = set(self.journal.paths()) - {path for path, _ in self.journal.delivered}
+            never_asked = set(self.journal.paths()) - self._handed
             if never_asked and self.ending.reason is None:
                 self._differs(f"the code ended without asking for {sorted(never_asked)}, which the journal holds")
 

@@ -79,8 +79,14 @@ class Admit(beam.DoFn):
             key_text(key)
             event = self._agent.read_event(raw)
             text = self._agent.event_json(event)
-        except ValueError as error:
-            message = explain(error, "event") if isinstance(error, ValidationError) else str(error)
+            event = self._agent.read_event_json(
+                text
+            )  # the record must read back, or nothing could be emitted
+        except ValidationError as error:
+            yield self._refuse(key, FailureReason.INVALID_EVENT, explain(error, "event"), raw=raw)
+            return
+        except Exception as error:  # validators of the event's type may raise anything
+            message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             yield self._refuse(key, FailureReason.INVALID_EVENT, message, raw=raw)
             return
         try:

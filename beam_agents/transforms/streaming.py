@@ -24,7 +24,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from pydantic import BaseModel, ConfigDict
 
 from beam_agents.codec import digest, key_of
-from beam_agents.engine.end import Ended, Refused
+from beam_agents.engine.end import Ended, Refused, conflict
 from beam_agents.engine.live import Parked
 from beam_agents.history import Session
 from beam_agents.transforms.doorbell import LOOK
@@ -86,6 +86,8 @@ class ClosedId(_Form):
     """An event that was emitted."""
 
     run_id: str
+    digest: str
+    """Of the event."""
     at: float
     """Seconds since 1970."""
 
@@ -129,11 +131,15 @@ class _Cells:
         events = [Envelope.model_validate_json(raw) for raw in waiting]
         return [self.now.open, *events] if self.now.open else events
 
-    def was_emitted(self, run_id: str) -> bool:
-        """Whether this state has emitted the event."""
-        return any(ClosedId.model_validate_json(raw).run_id == run_id for raw in self._closed.read())
+    def emitted_before(self, event: Envelope) -> ClosedId | None:
+        """What this state has emitted under the event's id."""
+        for raw in self._closed.read():
+            closed = ClosedId.model_validate_json(raw)
+            if closed.run_id == event.run_id:
+                return closed
+        return None
 
-    def note_emitted(self, run_id: str, at: float, dedupe_seconds: float) -> None:
+    def note_emitted(self, event: Envelope, at: float, dedupe_seconds: float) -> None:
         """Notes that the event is emitted."""
         if self.memory.closed >= _COMPACT_AFTER:
             kept = [raw for raw in self._closed.read() if ClosedId.model_validate_json(raw).at > at - dedupe_seconds]
@@ -141,7 +147,8 @@ class _Cells:
             for raw in kept:
                 self._closed.add(raw)
             self.set_memory(closed=0)
-        self._closed.add(ClosedId(run_id=run_id, at=at).model_dump_json().encode())
+        closed = ClosedId(run_id=event.run_id, digest=event.digest, at=at)
+        self._closed.add(closed.model_dump_json().encode())
         self.set_memory(closed=self.memory.closed + 1)
 
     def write(self) -> None:
@@ -279,20 +286,19 @@ class StreamingDoFn(beam.DoFn):
                 if event is None:
                     break
                 cells.set_now(open=event)
-            if self._use.ephemeral and cells.was_emitted(event.run_id):
-                yield TaggedOutput(*place(self._emitter.duplicate(cells.key, event)))
-            else:
-                outcome = self._outcome(cells, event)
-                if outcome is None:
-                    break
-                for emission in self._close(cells, event, outcome):
-                    yield TaggedOutput(*place(emission))
+            outcome = self._outcome(cells, event)
+            if outcome is None:
+                break
+            for emission in self._close(cells, event, outcome):
+                yield TaggedOutput(*place(emission))
             cells.set_now(open=None)
             if arrived is None or event.run_id != arrived.run_id:
                 cells.deadline.clear(dynamic_timer_tag=_tag(event))
 
-    def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | None:
+    def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | ClosedId | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
+        if self._use.ephemeral and (before := cells.emitted_before(event)) is not None:  # no ledger knows it
+            return before if before.digest == event.digest else conflict(event.run_id)
         handle = self._host.start(self._task(cells, event))
         try:
             if self._waits:
@@ -324,8 +330,10 @@ class StreamingDoFn(beam.DoFn):
             ledger_identity=None if self._use.ephemeral else memory.ledger,
         )
 
-    def _close(self, cells: _Cells, event: Envelope, outcome: Ended | Refused) -> Iterator[Any]:
-        if isinstance(outcome, Ended) and outcome.replayed and cells.was_emitted(event.run_id):
+    def _close(self, cells: _Cells, event: Envelope, outcome: Ended | Refused | ClosedId) -> Iterator[Any]:
+        if isinstance(outcome, ClosedId) or (
+            isinstance(outcome, Ended) and outcome.replayed and cells.emitted_before(event) is not None
+        ):
             yield self._emitter.duplicate(cells.key, event)
             return
         yield from self._emitter.outcome(cells.key, event, outcome)
@@ -338,7 +346,7 @@ class StreamingDoFn(beam.DoFn):
                 session_version=outcome.session_version,
                 session=outcome.session,
             )
-        cells.note_emitted(event.run_id, outcome.run.closed_at or time.time(), self._use.dedupe_for.total_seconds())
+        cells.note_emitted(event, outcome.run.closed_at or time.time(), self._use.dedupe_for.total_seconds())
         if self._use.session_ttl is not None and not cells.memory.expiry_set:
             cells.expiry.set(event.micros / 1e6 + self._use.session_ttl.total_seconds())
             cells.set_memory(expiry_set=True)
