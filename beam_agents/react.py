@@ -7,7 +7,7 @@ Acting in Language Models" (2022), with the tool calls of today's chat protocol.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -46,12 +46,12 @@ async def react(
         ctx.say(response.message)
         if response.message.tool_calls:
             results: dict[int, ToolMessage] = {}
-            branches = (
-                _call_into(results, index, _call(ctx, by_name, call, retries))
-                for index, call in enumerate(response.message.tool_calls)
-            )
+
+            async def answer(index: int, call: ToolCall, results: dict[int, ToolMessage] = results) -> None:
+                results[index] = await _call(ctx, by_name, call, retries)
+
             try:
-                await ctx.gather(*branches)
+                await ctx.gather(*(answer(index, call) for index, call in enumerate(response.message.tool_calls)))
             finally:  # also when a call ends the run: what the others came to is known, and must not be called again
                 ctx.say(*(results[index] for index in sorted(results)))
             continue
@@ -62,10 +62,6 @@ async def react(
             if wrong_answers > output_retries:
                 raise output.invalid(error) from error
             ctx.say(output.correction(error))
-
-
-async def _call_into(results: dict[int, ToolMessage], index: int, call: Coroutine[Any, Any, ToolMessage]) -> None:
-    results[index] = await call
 
 
 async def _call(

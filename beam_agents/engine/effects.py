@@ -29,8 +29,9 @@ async def ask_model(
 ) -> Outcome:
     """Asks a model, with the retries of the request's settings."""
     try:
-        check_network_allowed(model, network_forbidden)
-        await connect(model)
+        allowed = check_network_allowed(model, network_forbidden)
+        for one in allowed if network_forbidden else (model,):
+            await connect(one)
         response = await _contained(request_with_retries(model, request, forbidden=network_forbidden))
         return Outcome("ok", response.model_dump_json())
     except ModelError as error:

@@ -163,7 +163,7 @@ class LiveRun:
         except ValidationError as error:
             message = f"the key's state does not fit {agent.name!r}: {error}"
             return await self._close(Ending(reason=FailureReason.STATE_ERROR, message=message), session, session.state)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             return await self._close(Ending(reason=reason_of(error), message=describe(error)), session, state)
         if skipped is not None:
             return await self._close(Ending(output=skipped), session, state, skipped=True)
