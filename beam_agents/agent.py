@@ -8,15 +8,16 @@ import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from beam_agents.budget import Budget
-from beam_agents.codec import adapter, canonical_json, digest, key_text, to_json_value
+from beam_agents.codec import adapter, canonical_json, digest, dump, explain, key_text, load, to_json_value
 from beam_agents.context import RunContext
-from beam_agents.errors import ConfigurationError, RunFailed
+from beam_agents.errors import ConfigurationError, RunFailed, StateMismatch
 from beam_agents.events import RunResult
 from beam_agents.history import History
 from beam_agents.ledger.base import Ledger, RunKey
@@ -38,6 +39,28 @@ DepsT = TypeVar("DepsT")
 
 Text: TypeAlias = str | Template | Callable[[StateT, EventT], str]
 """Plain text, a template over event, state and key, or a function of (state, event)."""
+
+
+@dataclass(frozen=True)
+class HeldDeps(Generic[DepsT]):
+    """What an agent's `deps` made in a worker process."""
+
+    value: DepsT
+    """What tools get as `ctx.deps`."""
+    close: Callable[[], Any]
+    """Leaves the context manager, or else closes what has a `close`."""
+
+
+def _nothing_to_close() -> None:
+    """For dependencies without an end."""
+
+
+def _object_or_text(text: str) -> Any:
+    try:
+        found = load(Any, text)
+    except ValueError:
+        return text
+    return found if isinstance(found, (dict, list)) else text
 
 
 class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
@@ -91,6 +114,12 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
             raise ConfigurationError(f"agent {self.name!r}: revision={self.revision!r} must be 1 or more")
         if self.on_event is not None and self.state_type is None:
             raise ConfigurationError(f"agent {self.name!r}: on_event needs state_type, the type of what it returns")
+        try:
+            adapter(self.event_type)
+        except Exception as error:
+            raise ConfigurationError(
+                f"agent {self.name!r}: event_type={self.event_type!r}: pydantic cannot read events of it: {error}"
+            ) from error
         Output.of(self.output_type)
         self.initial_state()
         if self.budget.cost_usd is not None and self.model is not None and self.model.price is None:
@@ -109,20 +138,28 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
     def read_event(self, element: Any) -> EventT:
         """An element as an event: an instance of `event_type`, a dict, or JSON as text or bytes.
 
+        Without an `event_type`, text that is no JSON object or array is an event as it is.
+
         Raises:
             ValueError: It is none of these.
         """
+        if self.event_type is Any and isinstance(element, str):
+            return cast(EventT, _object_or_text(element))
         if isinstance(element, (str, bytes)) and self.event_type is not str:
-            return cast(EventT, adapter(self.event_type).validate_json(element))
-        return cast(EventT, adapter(self.event_type).validate_python(element))
+            return cast(EventT, load(self.event_type, element))
+        return cast(EventT, adapter(self.event_type).validate_python(element, by_alias=True, by_name=True))
 
     def event_json(self, event: EventT) -> str:
-        """An event as canonical JSON: the form that is digested and recorded."""
-        return canonical_json(adapter(self.event_type).dump_python(event))
+        """An event as canonical JSON: the form that is digested and recorded.
+
+        Raises:
+            ValueError: JSON cannot hold it.
+        """
+        return canonical_json(dump(self.event_type, event))
 
     def read_event_json(self, text: str) -> EventT:
         """The event of a record."""
-        return cast(EventT, adapter(self.event_type).validate_json(text))
+        return cast(EventT, load(self.event_type, text))
 
     def initial_state(self) -> StateT:
         """The state of a key before its first event."""
@@ -137,26 +174,47 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
             ) from error
 
     def read_state(self, state: JsonValue) -> StateT:
-        """A key's state from its JSON."""
-        if state is None or self.state_type is None:
-            return self.initial_state() if self.state_type is not None else cast(StateT, state)
-        return cast(StateT, adapter(self.state_type).validate_python(state))
+        """A key's state from its JSON.
+
+        Raises:
+            StateMismatch: It does not fit `state_type`.
+        """
+        if self.state_type is None:
+            return cast(StateT, state)
+        if state is None:
+            return self.initial_state()
+        try:
+            return cast(StateT, load(self.state_type, canonical_json(state)))
+        except Exception as error:  # validators of the state's type may raise anything
+            told = explain(error, "state") if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            raise StateMismatch(f"the key's state does not fit {self.name!r}: {told}") from error
 
     def dump_state(self, state: StateT) -> JsonValue:
         """A key's state as JSON.
 
         Raises:
-            ValueError: It does not fit `state_type`.
+            ValueError: It does not fit `state_type`, or JSON cannot hold it.
         """
         if self.state_type is None:
             return cast(JsonValue, to_json_value(state))
-        return cast(JsonValue, to_json_value(adapter(self.state_type).validate_python(state)))
+        checked = adapter(self.state_type).validate_python(state, by_alias=True, by_name=True)
+        return dump(self.state_type, checked)
 
     def apply_event(self, state: JsonValue, event: EventT) -> JsonValue:
-        """The state with the event taken in."""
+        """The state with the event taken in.
+
+        Raises:
+            StateMismatch: `state` does not fit `state_type`.
+            ValueError: `on_event` returned what does not fit it.
+            Exception: Whatever `on_event` raised.
+        """
         if self.on_event is None:
             return state
-        return self.dump_state(self.on_event(self.read_state(state), event))
+        after = self.on_event(self.read_state(state), event)
+        try:
+            return self.dump_state(after)
+        except ValueError as error:
+            raise ValueError(f"on_event returned {after!r:.200}, which cannot be the key's state: {error}") from error
 
     def decide_without_model(self, state: JsonValue, event: EventT) -> OutputT | None:
         """What `skip` says."""
@@ -166,32 +224,29 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         """An output as JSON.
 
         Raises:
-            ValueError: It does not fit `output_type`.
+            ValueError: It does not fit `output_type`, or JSON cannot hold it.
         """
-        checked = adapter(self.output_type).validate_python(output)
-        return cast(JsonValue, adapter(self.output_type).dump_python(checked, mode="json"))
+        checked = adapter(self.output_type).validate_python(output, by_alias=True, by_name=True)
+        return dump(self.output_type, checked)
 
     def read_output(self, output: JsonValue) -> OutputT:
         """An output from its JSON."""
-        return cast(OutputT, adapter(self.output_type).validate_python(output))
+        return cast(OutputT, load(self.output_type, canonical_json(output)))
 
     # ---- dependencies ----
 
-    def open_deps(self) -> DepsT:
-        """What tools get as `ctx.deps`; made once in each worker process."""
-        if self.deps is None:
-            return cast(DepsT, None)
-        made = self.deps()
-        return cast(DepsT, made.__enter__() if hasattr(made, "__enter__") and not hasattr(made, "close") else made)
-
-    @staticmethod
-    def close_deps(deps: DepsT) -> None:
-        """Closes what `open_deps` made."""
-        close = getattr(deps, "close", None)
+    def hold_deps(self) -> HeldDeps[DepsT]:
+        """Calls `deps`. What has a `close` is closed at the end (a connection's `with` is often a transaction, and
+        leaves it open); another context manager is entered now and left at the end.
+        """
+        made: Any = None if self.deps is None else self.deps()
+        close = getattr(made, "close", None)
         if callable(close):
-            close()
-        elif hasattr(deps, "__exit__"):
-            deps.__exit__(None, None, None)
+            return HeldDeps(made, close)
+        if hasattr(made, "__enter__") and hasattr(made, "__exit__"):
+            stack = ExitStack()
+            return HeldDeps(stack.enter_context(made), stack.close)
+        return HeldDeps(made, _nothing_to_close)
 
     # ---- use without Beam ----
 
@@ -247,7 +302,7 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         agent = copy.copy(self)
         if model is not None:
             agent.model = resolve_model(model)
-        if ledger is not None and event_id is None:
+        if ledger is not None and not event_id:
             raise ConfigurationError("run with a ledger needs event_id=...: the ledger knows an event by its id")
         run_id = event_id or uuid.uuid4().hex
         text = agent.event_json(agent.read_event(event))
@@ -304,6 +359,10 @@ class Agent(AgentBase[EventT, OutputT, StateT, DepsT]):
         output_retries: int = 2,
         settings: ModelSettings | None = None,
     ) -> None:
+        if model is None:
+            raise ConfigurationError(f"agent {name!r}: model=None cannot be asked: give 'openai:NAME' or a Model")
+        if output_retries < 0:
+            raise ConfigurationError(f"agent {name!r}: output_retries={output_retries!r} must be 0 or more")
         super().__init__(
             name,
             model=model,

@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, JsonValue, RootModel, TypeAdapter, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
 
@@ -33,6 +36,7 @@ def to_json_value(value: Any) -> Any:
     """
     try:
         plain = to_jsonable_python(_sort_sets(value), bytes_mode="base64", inf_nan_mode="constants")
+        json.dumps(plain, allow_nan=False)
         to_json(plain)  # refuses half surrogate pairs: neither pydantic nor databases read them back
     except Exception as error:
         raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
@@ -61,6 +65,59 @@ def _holds_set(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_set, value.values()))
     return isinstance(value, (list, tuple)) and any(map(_holds_set, value))
+
+
+def dump(type_: Any, value: Any) -> JsonValue:
+    """A value of a type as the plain JSON data that `load` reads back: fields under their own names, sets sorted.
+
+    Raises:
+        ValueError: JSON cannot hold the value (infinity, NaN, bytes that are not UTF-8, half a surrogate pair), or
+            the value does not keep its type.
+    """
+    try:
+        written = adapter(type_).dump_json(value, by_alias=False, round_trip=True)
+        return cast(JsonValue, _settled(value, json.loads(written)))
+    except Exception as error:
+        raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
+
+
+def load(type_: Any, text: str | bytes) -> Any:
+    """The value of JSON that `dump` made, or that names fields by their aliases.
+
+    Raises:
+        ValueError: It is not JSON, or does not fit the type (`pydantic.ValidationError`).
+    """
+    return adapter(type_).validate_json(text, by_alias=True, by_name=True)
+
+
+def _settled(value: Any, plain: Any) -> Any:
+    """`plain`, the JSON data of `value`, with its sets sorted.
+
+    Raises:
+        ValueError: A number of `value` is infinite or NaN, of which pydantic may have made null.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value) and not isinstance(plain, str):
+            raise ValueError(f"{value} is not a number that JSON has; use None or a text for it")
+        return plain
+    if isinstance(value, RootModel):
+        return _settled(value.root, plain)
+    if isinstance(plain, dict):
+        parts = _parts(value, plain)
+        return {name: _settled(parts[name], item) if name in parts else item for name, item in plain.items()}
+    if isinstance(plain, list) and isinstance(value, (list, tuple, set, frozenset, deque)) and len(plain) == len(value):
+        items = list(map(_settled, value, plain))
+        return sorted(items, key=canonical_json) if isinstance(value, (set, frozenset)) else items
+    return plain
+
+
+def _parts(value: Any, plain: dict[str, Any]) -> dict[str, Any]:
+    """What each name of `plain` was written from."""
+    if isinstance(value, Mapping):
+        return dict(zip(plain, value.values(), strict=True)) if len(plain) == len(value) else {}
+    if isinstance(value, BaseModel):
+        return {**value.__dict__, **(value.__pydantic_extra__ or {})}
+    return vars(value) if is_dataclass(value) and hasattr(value, "__dict__") else {}
 
 
 def explain(error: ValidationError, whole: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, overload
 
-from pydantic import ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from beam_agents.budget import Usage
 from beam_agents.codec import adapter, to_json_value
@@ -250,7 +251,7 @@ class RunContext(Generic[EventT, StateT, DepsT]):
             One of the labels: a string, or the member of the `Enum`.
         """
         label_type = _label_type(labels)
-        form = create_model("Classification", label=(label_type, ...))
+        form = _label_form(label_type)
         names = ", ".join(map(str, _label_values(label_type)))
         answer = await self.model(
             text,
@@ -328,6 +329,11 @@ def _label_type(labels: Any) -> Any:
 
             return Literal[names]
     raise ConfigurationError(f"classify: labels must be strings, a Literal or an Enum class, not {labels!r}")
+
+
+@lru_cache(maxsize=256)
+def _label_form(label_type: Any) -> type[BaseModel]:
+    return create_model("Classification", label=(label_type, ...))
 
 
 def _label_values(label_type: Any) -> list[Any]:

@@ -16,6 +16,10 @@ class ConfigurationError(BeamAgentsError, ValueError):
     """A set-up that cannot work. The message names the argument and says what to change."""
 
 
+class StateMismatch(BeamAgentsError, ValueError):
+    """A key's state cannot be read as the agent's `state_type`."""
+
+
 class LedgerError(BeamAgentsError):
     """The ledger refused a request for good (a store that is only down is waited for instead)."""
 

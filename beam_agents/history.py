@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.messages import Message, UserMessage, repair
+from beam_agents.output import CORRECTION
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English; exact counts differ by model and are not needed here
 
@@ -27,7 +28,10 @@ class History:
             raise ConfigurationError(f"{self!r}: neither bound may be below zero; 0 messages is no history")
 
     def trim(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The newest messages that fit, beginning with a user's, each tool call with its result."""
+        """The newest messages that fit, each tool call with its result.
+
+        They begin with a user's message, not with one that corrects an answer which is gone.
+        """
         kept: list[Message] = []
         tokens = 0
         for message in reversed(repair(messages)):
@@ -36,8 +40,12 @@ class History:
                 break
             kept.append(message)
         kept.reverse()
-        starts = (index for index, message in enumerate(kept) if isinstance(message, UserMessage))
+        starts = (index for index, message in enumerate(kept) if _may_begin(message))
         return tuple(kept[next(starts, len(kept)) :])
+
+
+def _may_begin(message: Message) -> bool:
+    return isinstance(message, UserMessage) and not message.text.startswith(CORRECTION)
 
 
 class Session(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from beam_agents.codec import adapter, explain
+from beam_agents.codec import adapter, dump, explain, load
 from beam_agents.errors import BeamAgentsError, ConfigurationError
 from beam_agents.messages import OutputSpec, UserMessage
 
@@ -55,9 +55,11 @@ class Output:
             return text
         fenced = _FENCED.match(text)
         try:
-            return adapter(self.type).validate_json(fenced[1] if fenced else text)
+            value = load(self.type, fenced[1] if fenced else text)
         except ValidationError as error:
             raise ValueError(explain(error, "answer")) from error
+        dump(self.type, value)  # raises for what cannot be recorded, such as NaN
+        return value
 
     def correction(self, error: ValueError) -> UserMessage:
         """What the model is told about an answer that does not fit."""

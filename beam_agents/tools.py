@@ -5,18 +5,33 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Never,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import docstring_parser
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from beam_agents.codec import adapter, to_json_value
+from beam_agents.codec import canonical_json, explain, to_json_value
 from beam_agents.context import RunContext
-from beam_agents.errors import ConfigurationError
+from beam_agents.errors import ConfigurationError, ToolError
 from beam_agents.messages import ToolSpec
 
 R = TypeVar("R")
@@ -75,7 +90,11 @@ class Tool(Generic[R]):
         self.is_async = inspect.iscoroutinefunction(function)
         self.description = description or _docstring(function)[0]
         self._check()
-        self._parameters = _parameters(self)
+        # Resolved once: a function that was pickled by value has lost the names that its annotations speak of.
+        self._hints = _hints(self.name, function)
+        self._with_context = _drop_context(function, self._hints)
+        self._reconcile_with_context = reconcile is not None and _drop_context(reconcile, _hints(self.name, reconcile))
+        self._arguments, self._result = _arguments(self), _result(self)
 
     def _check(self) -> None:
         if not _NAME.match(self.name):
@@ -109,13 +128,14 @@ class Tool(Generic[R]):
         module, qualname = self.function.__module__, getattr(self.function, "__qualname__", "")
         if module != "__main__" and find(module, qualname) is self:
             return find, (module, qualname)
-        attributes = {name: value for name, value in self.__dict__.items() if name not in ("spec", "_parameters")}
+        made = ("spec", "_arguments", "_result")
+        attributes = {name: value for name, value in self.__dict__.items() if name not in made}
         return _rebuild, (attributes,)
 
     @cached_property
     def spec(self) -> ToolSpec:
         """The tool as a model sees it."""
-        schema = self._parameters.model_json_schema()
+        schema = self._arguments.model_json_schema()
         schema.pop("title", None)
         for parameter in schema.get("properties", {}).values():
             parameter.pop("title", None)
@@ -125,33 +145,63 @@ class Tool(Generic[R]):
         """Arguments, checked, as plain JSON data: what is journaled and digested.
 
         Args:
-            arguments: JSON text from a model, or values from a workflow.
+            arguments: JSON text from a model, or values from a workflow; values that are JSON data are read as JSON.
 
         Raises:
-            pydantic.ValidationError: They do not fit the signature.
+            pydantic.ValidationError: They do not fit the signature, or JSON cannot hold them.
         """
         if isinstance(arguments, str):
-            checked = self._parameters.model_validate_json(arguments or "{}")
+            checked = self._read(arguments or "{}")
+        elif _is_json(arguments):
+            checked = self._read(canonical_json(arguments))
         else:
-            checked = self._parameters.model_validate(arguments)
-        return cast(dict[str, Any], to_json_value(checked.model_dump(mode="json")))
+            checked = self._arguments.model_validate(arguments, by_alias=True, by_name=True)
+        plain: dict[str, Any] = {}
+        for field in type(checked).model_fields:
+            name = field.removeprefix(_FIELD)
+            try:
+                plain[name] = _plain(checked, field)
+                canonical_json(plain[name])
+            except ValueError as error:
+                wrong = PydanticCustomError("json", "{error}", {"error": str(error)})
+                details = InitErrorDetails(type=wrong, loc=(name,), input=getattr(checked, field))
+                raise ValidationError.from_exception_data(self.name, [details]) from error
+        return plain
+
+    def _read(self, text: str) -> BaseModel:
+        return self._arguments.model_validate_json(text, by_alias=True, by_name=True)
 
     def invoke(
         self, function: Callable[..., Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]
     ) -> Any:
         """Calls `function` (the tool's own, or its `reconcile`) with journaled arguments."""
-        checked = self._parameters.model_validate(arguments)
-        values = {name: getattr(checked, name) for name in type(checked).model_fields}
-        if _context_parameter(function) is not None:
+        checked = self._read(canonical_json(arguments))
+        values = {name.removeprefix(_FIELD): getattr(checked, name) for name in type(checked).model_fields}
+        if self._with_context if function is self.function else self._reconcile_with_context:
             return function(context, **values)
         return function(**values)
 
+    def result_json(self, result: Any) -> Any:
+        """What the function returned, as plain JSON data that `result_from` reads back: what is journaled.
+
+        Raises:
+            ValueError: JSON cannot hold it.
+        """
+        return _plain(self._result.model_construct(value=result), "value")
+
     def result_from(self, value: Any) -> R:
-        """A journaled result as the function's return type."""
-        returns = get_type_hints(self.function).get("return", Any)
-        if get_origin(returns) is Awaitable:
-            returns = get_args(returns)[0]
-        return cast(R, adapter(returns).validate_python(value) if returns is not Any else value)
+        """A journaled result as the function's return type.
+
+        Raises:
+            ToolError: It is something else than the return type.
+        """
+        try:
+            checked = self._result.model_validate_json(canonical_json({"value": value}), by_alias=True, by_name=True)
+        except ValidationError as error:
+            raise ToolError(
+                f"tool {self.name!r} returned something else than its return type: {explain(error, 'value')}"
+            ) from error
+        return cast(R, getattr(checked, "value"))  # noqa: B009 - the model is made here, its fields are unknown to types
 
 
 @overload
@@ -219,7 +269,7 @@ def find(module: str, qualname: str) -> Any:
 def _rebuild(attributes: dict[str, Any]) -> Tool[Any]:
     rebuilt: Tool[Any] = Tool.__new__(Tool)
     rebuilt.__dict__.update(attributes)
-    rebuilt._parameters = _parameters(rebuilt)
+    rebuilt._arguments, rebuilt._result = _arguments(rebuilt), _result(rebuilt)
     return rebuilt
 
 
@@ -230,37 +280,116 @@ def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     return "\n\n".join(texts), {parameter.arg_name: parameter.description or "" for parameter in doc.params}
 
 
-def _context_parameter(function: Callable[..., Any]) -> str | None:
-    parameters = list(inspect.signature(function).parameters)
-    if not parameters:
-        return None
-    hint = _hints(function).get(parameters[0])
-    return parameters[0] if (get_origin(hint) or hint) is RunContext else None
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The type hints of a tool's function or of its `reconcile`."""
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(
+            function if inspect.isroutine(function) else cast(Any, function).__call__, include_extras=True
+        )
     except NameError as error:
         raise ConfigurationError(
-            f"tool {getattr(function, '__name__', function)!r}: the annotation {error.name!r} cannot be found; "
+            f"tool {name!r}: the annotation {error.name!r} cannot be found; "
             "import it at the top of the module, not under TYPE_CHECKING"
+        ) from error
+    except TypeError as error:
+        raise ConfigurationError(
+            f"tool {name!r}: the type hints of {function!r} cannot be read: {error}; write a function with type hints"
         ) from error
 
 
-def _parameters(declared: Tool[Any]) -> type[BaseModel]:
+def _drop_context(function: Callable[..., Any], hints: dict[str, Any]) -> bool:
+    """Whether the first parameter is the context; its hint is taken out then."""
+    first = next(iter(inspect.signature(function).parameters), "")
+    if (get_origin(hints.get(first)) or hints.get(first)) is not RunContext:
+        return False
+    del hints[first]
+    return True
+
+
+_FIELD = "parameter "
+"""Before the names of the fields, so that parameters may have the names of what `BaseModel` has."""
+
+_CONFIG = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+def _arguments(declared: Tool[Any]) -> type[BaseModel]:
+    """The model of a tool's arguments."""
     function = declared.function
-    hints = _hints(function)
     descriptions = _docstring(function)[1]
-    hidden = _context_parameter(function)
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name == hidden:
-            continue
+    parameters = list(inspect.signature(function).parameters.items())
+    for name, parameter in parameters[1:] if declared._with_context else parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ConfigurationError(f"tool {declared.name!r}: parameter {name!r} must be a plain named parameter")
-        if name not in hints:
+        if name.startswith("_"):
+            raise ConfigurationError(
+                f"tool {declared.name!r}: parameter {name!r} is shown to the model; give it a name without '_' in front"
+            )
+        if name not in declared._hints:
             raise ConfigurationError(f"tool {declared.name!r}: parameter {name!r} needs a type hint for its schema")
+        hint = declared._hints[name]
+        try:
+            TypeAdapter(hint).json_schema()
+        except Exception as error:
+            raise ConfigurationError(
+                f"tool {declared.name!r}: parameter {name!r} has the type {hint!r}, "
+                f"of which no JSON schema can be made: {error}"
+            ) from error
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints[name], Field(default, description=descriptions.get(name) or None))
-    return create_model(f"{declared.name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
+        description = FieldInfo.from_annotation(hint).description or descriptions.get(name) or None
+        fields[_FIELD + name] = (hint, Field(default, alias=name, description=description))
+    return create_model(f"{declared.name}_arguments", __config__=_CONFIG, **fields)
+
+
+def _result(declared: Tool[Any]) -> type[BaseModel]:
+    """The model of a tool's result, in the field `value`."""
+    returns = declared._hints.get("return", Any)
+    if get_origin(returns) in (Awaitable, Coroutine):
+        returns = get_args(returns)[-1]
+    if returns in (NoReturn, Never):
+        returns = Any
+    try:
+        return create_model(f"{declared.name}_result", __config__=_CONFIG, value=(returns, ...))
+    except Exception as error:
+        raise ConfigurationError(
+            f"tool {declared.name!r}: pydantic cannot read the return type {returns!r} back from a journal: {error}"
+        ) from error
+
+
+def _is_json(arguments: dict[str, Any]) -> bool:
+    try:
+        return bool(to_json_value(arguments) == arguments)
+    except ValueError:
+        return False
+
+
+def _plain(model: BaseModel, field: str) -> Any:
+    """A field as plain JSON data that reads back to the same value.
+
+    Raises:
+        ValueError: JSON cannot hold it.
+    """
+    try:
+        plain = model.model_dump(mode="json", include={field}, by_alias=False, round_trip=True, warnings=False)
+        values = model.model_dump(include={field}, by_alias=False, round_trip=True, warnings=False)
+    except Exception as error:  # serializers of the user's types may raise anything
+        raise ValueError(f"{type(getattr(model, field)).__name__} cannot be held by JSON: {error}") from error
+    return to_json_value(_same_everywhere(plain[field], values[field]))
+
+
+def _same_everywhere(plain: Any, value: Any) -> Any:
+    """`plain`, the JSON data of `value`, with its sets sorted: their order differs between processes.
+
+    Raises:
+        ValueError: A value has become null, as pydantic does with infinity and NaN.
+    """
+    if plain is None and value is not None:
+        raise ValueError(f"JSON cannot hold {value!r}")
+    if isinstance(value, (set, frozenset)) and isinstance(plain, list):
+        return sorted(plain, key=canonical_json)
+    if isinstance(value, dict) and isinstance(plain, dict):
+        pairs = zip(plain.items(), value.values(), strict=True)
+        return {key: _same_everywhere(part, original) for (key, part), original in pairs}
+    if isinstance(value, (list, tuple)) and isinstance(plain, list):
+        return [_same_everywhere(part, original) for part, original in zip(plain, value, strict=True)]
+    return plain

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from beam_agents.codec import to_json_value
 from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Outcome
 from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolFailed
@@ -96,7 +95,7 @@ async def _look_into(
 
 def _result(tool: Tool[Any], result: Any) -> Outcome:
     try:
-        return Outcome.of("ok", to_json_value(result))
+        return Outcome.of("ok", tool.result_json(result))
     except ValueError as error:
         return Outcome.of("error", f"tool {tool.name!r} returned what JSON cannot hold: {error}")
 

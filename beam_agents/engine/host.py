@@ -20,7 +20,7 @@ from beam_agents.ledger.base import LEASE_SECONDS, FindOrphans, Orphans, Run, Ru
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
-    from beam_agents.agent import AgentBase
+    from beam_agents.agent import AgentBase, HeldDeps
     from beam_agents.engine.worker import Worker
     from beam_agents.models.base import Model
 
@@ -96,7 +96,12 @@ class Host:
     """
 
     def __init__(
-        self, worker: Worker, agent: AgentBase[Any, Any, Any, Any], deps: Any, ledger: LedgerWriter, scope: str
+        self,
+        worker: Worker,
+        agent: AgentBase[Any, Any, Any, Any],
+        deps: HeldDeps[Any],
+        ledger: LedgerWriter,
+        scope: str,
     ) -> None:
         self.agent = agent
         self.deps = deps

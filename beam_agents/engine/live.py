@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from beam_agents.context import RunContext
 from beam_agents.engine.attempts import Attempts, Fenced
@@ -19,7 +19,7 @@ from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Ending, Machine, Port, describe, reason_of
 from beam_agents.engine.task import Task
-from beam_agents.errors import LedgerChanged
+from beam_agents.errors import LedgerChanged, StateMismatch
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
 from beam_agents.ledger.base import (
@@ -160,9 +160,9 @@ class LiveRun:
             state = agent.apply_event(session.state, event)
             agent.read_state(state)
             skipped = agent.decide_without_model(state, event)
-        except ValidationError as error:
-            message = f"the key's state does not fit {agent.name!r}: {error}"
-            return await self._close(Ending(reason=FailureReason.STATE_ERROR, message=message), session, session.state)
+        except StateMismatch as error:
+            mismatch = Ending(reason=FailureReason.STATE_ERROR, message=str(error))
+            return await self._close(mismatch, session, session.state)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             return await self._close(Ending(reason=reason_of(error), message=describe(error)), session, state)
         if skipped is not None:
@@ -173,7 +173,7 @@ class LiveRun:
                 key=self._task.key,
                 event=agent.read_event_json(self._task.event),
                 state=agent.read_state(state),
-                deps=self._host.deps,
+                deps=self._host.deps.value,
                 run_id=run.key.run_id,
                 history=session.history,
                 model=agent.model,

@@ -71,7 +71,7 @@ class Worker:
         with self.lock:
             host = self._hosts.get(name)
             if host is None:
-                deps = agent.open_deps()
+                deps = agent.hold_deps()
                 writer = self._writers.get(ledger.url)
                 if writer is None:
                     writer = self._writers[ledger.url] = LedgerWriter(ledger)
@@ -110,7 +110,7 @@ class Worker:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(timeout=5)
         for host in hosts:
-            host.agent.close_deps(host.deps)
+            host.deps.close()
         for writer in writers:
             writer.close()
 
@@ -130,7 +130,7 @@ class Worker:
             if unused:
                 self._writers = {url: writer for url, writer in self._writers.items() if writer is not host.ledger}
         await host.close()
-        await asyncio.to_thread(host.agent.close_deps, host.deps)
+        await asyncio.to_thread(host.deps.close)
         if unused:
             await asyncio.to_thread(host.ledger.close)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 from beam_agents.errors import ConfigurationError, ModelError
 from beam_agents.messages import ModelRequest, ModelResponse
@@ -43,6 +45,10 @@ class FallbackModel(Model):
             members.extend(model.models if isinstance(model, FallbackModel) else (model,))
         self.models: tuple[Model, ...] = tuple(members)
         self.on = on
+        self._connecting: dict[int, asyncio.Task[None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_connecting": {}}
 
     @property
     def name(self) -> str:
@@ -75,6 +81,11 @@ class FallbackModel(Model):
         errors: list[ModelError] = []
         for model in models:
             try:
+                await self._connect(model)
+            except ModelError as error:  # whatever `on` says: the model was not asked at all
+                errors.append(error)
+                continue
+            try:
                 return await attempt(model, request)
             except ModelError as error:
                 errors.append(error)
@@ -87,10 +98,28 @@ class FallbackModel(Model):
         raise told
 
     async def connect(self) -> None:
-        for model in self.models:
-            await model.connect()
+        """Connects the models that work offline; one that uses the network connects when it is first asked.
+
+        A model that cannot connect is passed over, and tried anew by each later request.
+        """
+        offline = (self._connect(model) for model in self.models if not model.network)
+        await asyncio.gather(*offline, return_exceptions=True)
+
+    async def _connect(self, model: Model) -> None:
+        connecting = self._connecting.get(id(model))
+        if connecting is None or (connecting.done() and (connecting.cancelled() or connecting.exception())):
+            connecting = self._connecting[id(model)] = asyncio.ensure_future(model.connect())
+        try:
+            await asyncio.shield(connecting)
+        except Exception as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"model {model.name!r} cannot be connected: {type(error).__name__}: {error}", retryable=True
+            ) from error
 
     async def close(self) -> None:
+        self._connecting.clear()
         async with AsyncExitStack() as stack:  # one that fails does not keep the others open
             for model in self.models:
                 stack.push_async_callback(model.close)

@@ -6,10 +6,11 @@ from typing import Any
 
 from apache_beam import coders
 
-from beam_agents.codec import adapter, key_of, key_text
+from beam_agents.codec import canonical_json, dump, key_of, key_text, load
+from beam_agents.template import members
 
 _VERSION = b"\x01"
-"""1: UTF-8 JSON as pydantic writes it."""
+"""1: UTF-8 JSON, fields under their own names."""
 
 
 class PydanticCoder(coders.Coder):
@@ -23,8 +24,12 @@ class PydanticCoder(coders.Coder):
         self._type = type_
 
     def encode(self, value: Any) -> bytes:
-        """The value as JSON behind the version byte."""
-        return _VERSION + adapter(self._type).dump_json(value)
+        """The value as JSON behind the version byte.
+
+        Raises:
+            ValueError: JSON cannot hold the value.
+        """
+        return _VERSION + canonical_json(dump(self._type, value)).encode()
 
     def decode(self, encoded: bytes) -> Any:
         """The value.
@@ -34,7 +39,7 @@ class PydanticCoder(coders.Coder):
         """
         if encoded[:1] != _VERSION:
             raise ValueError(f"{self._type!r} was written in form {encoded[:1]!r}; this version reads {_VERSION!r}")
-        return adapter(self._type).validate_json(encoded[1:])
+        return load(self._type, encoded[1:])
 
     def is_deterministic(self) -> bool:
         """JSON of dicts and sets may come in another order."""
@@ -88,6 +93,14 @@ coders.registry.register_coder(AnyKey, KeyCoder)
 def register(*types: Any) -> None:
     """Makes Beam code these types with `PydanticCoder`; a union's members one by one."""
     for type_ in types:
-        for member in getattr(type_, "__args__", None) or (type_,):
+        for member in members(type_):
             if isinstance(member, type) and hasattr(member, "model_fields"):
-                coders.registry.register_coder(member, PydanticCoder)
+                coders.registry.register_coder(member, _coder_class(member))
+
+
+def _coder_class(type_: Any) -> type[PydanticCoder]:
+    # For a class of `__main__` Beam's registry gives its name as the type hint.
+    def from_type_hint(cls: type[PydanticCoder], _type: Any, _registry: Any) -> PydanticCoder:
+        return PydanticCoder(type_)
+
+    return type("PydanticCoder", (PydanticCoder,), {"from_type_hint": classmethod(from_type_hint)})

@@ -79,9 +79,7 @@ class Admit(beam.DoFn):
             key_text(key)
             event = self._agent.read_event(raw)
             text = self._agent.event_json(event)
-            event = self._agent.read_event_json(
-                text
-            )  # the record must read back, or nothing could be emitted
+            event = self._agent.read_event_json(text)  # the record must read back, or nothing could be emitted
         except ValidationError as error:
             yield self._refuse(key, FailureReason.INVALID_EVENT, explain(error, "event"), raw=raw)
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import GenericAlias
-from typing import Any, get_args
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DebugOptions
@@ -18,7 +18,6 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.typehints import Any as AnyHint
 from apache_beam.typehints.typehints import coerce_to_kv_type
-from pydantic import BaseModel
 
 from beam_agents.agent import AgentBase
 from beam_agents.codec import digest
@@ -28,8 +27,9 @@ from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.memory import EphemeralLedger
 from beam_agents.ledger.urls import ledger_from
 from beam_agents.models.network import check_network_allowed, network_models_forbidden
+from beam_agents.template import field_names, members
 from beam_agents.transforms.batch import BatchDoFn
-from beam_agents.transforms.coders import AnyKey, PydanticCoder, register
+from beam_agents.transforms.coders import AnyKey, register
 from beam_agents.transforms.doorbell import Doorbell
 from beam_agents.transforms.emission import DUPLICATES, EMITTED, RESULTS, TRACE
 from beam_agents.transforms.envelope import FAILURES, Admit, EventId
@@ -118,12 +118,16 @@ class RunAgent(beam.PTransform[Any, Any]):
             if time is not None and time <= timedelta(0):
                 raise ConfigurationError(f"RunAgent({name}={time!r}) must be above zero")
         if not callable(event_id):
-            for member in get_args(agent.event_type) or (agent.event_type,):
-                if isinstance(member, type) and issubclass(member, BaseModel) and event_id not in member.model_fields:
-                    there = ", ".join(member.model_fields)
+            if not isinstance(event_id, str) or not event_id:
+                raise ConfigurationError(
+                    f"RunAgent(event_id={event_id!r}) must name a field of the event, or be a function of the event"
+                )
+            for member in members(agent.event_type):
+                names = field_names(member)
+                if names is not None and event_id not in names:
                     raise ConfigurationError(
-                        f"RunAgent(event_id={event_id!r}): {member.__name__} has no such field, it has: {there}; "
-                        "name one of them, or give a function of the event"
+                        f"RunAgent(event_id={event_id!r}): {member.__name__} has no such field, it has: "
+                        f"{', '.join(names)}; name one of them, or give a function of the event"
                     )
         if agent.model is not None and network_models_forbidden():
             try:
@@ -157,7 +161,6 @@ class RunAgent(beam.PTransform[Any, Any]):
         key_type = self._key_type(pcoll)
         self._check_scope(pcoll.pipeline)
         agent, windowing = self.agent, pcoll.windowing
-        register(agent.event_type, agent.output_type)
         types = {
             RESULTS: RunResult[agent.event_type, agent.output_type],  # type: ignore[name-defined]
             FAILURES: RunFailure[agent.event_type],  # type: ignore[name-defined]
@@ -165,8 +168,7 @@ class RunAgent(beam.PTransform[Any, Any]):
             TRACE: TraceRecord,
             EMITTED: Emitted,
         }
-        for type_ in types.values():
-            beam.coders.registry.register_coder(type_, PydanticCoder)
+        register(agent.event_type, agent.output_type, *types.values())
         admitted = pcoll | "Admit" >> beam.ParDo(
             Admit(agent, self._event_id, self.scope, window_coder(windowing))
         ).with_outputs(FAILURES, main="events")
@@ -216,16 +218,12 @@ class RunAgent(beam.PTransform[Any, Any]):
         return key_type
 
     def _check_scope(self, pipeline: Pipeline) -> None:
-        for other in _transforms(pipeline.transforms_stack[0]):
-            if (
-                isinstance(other, RunAgent)
-                and other is not self
-                and (other.scope, other.agent.name) == (self.scope, self.agent.name)
-            ):
-                raise ConfigurationError(
-                    f"two RunAgent in this pipeline have the scope {self.scope!r}: their runs could not be told apart; "
-                    "give one of them scope=..."
-                )
+        applied = [t for t in _transforms(pipeline.transforms_stack[0]) if isinstance(t, RunAgent)]
+        if [other.scope for other in applied].count(self.scope) > 1:  # this one is among them
+            raise ConfigurationError(
+                f"two RunAgent in this pipeline have the scope {self.scope!r}: their runs could not be told apart; "
+                "give one of them scope=..."
+            )
 
 
 def _tuple_of(*types: Any) -> Any:

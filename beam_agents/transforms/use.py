@@ -13,6 +13,7 @@ from beam_agents.agent import AgentBase
 from beam_agents.codec import key_text
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
+from beam_agents.errors import ConfigurationError
 from beam_agents.ledger.base import Ledger, RunKey
 from beam_agents.transforms.envelope import Envelope
 
@@ -41,8 +42,18 @@ class AgentUse:
 
     @staticmethod
     def pickle(agent: AgentBase[Any, Any, Any, Any]) -> bytes:
-        """The agent as it travels."""
-        pickled: bytes = cloudpickle_pickler.dumps(agent)
+        """The agent as it travels.
+
+        Raises:
+            ConfigurationError: Something in it cannot be pickled.
+        """
+        try:
+            pickled: bytes = cloudpickle_pickler.dumps(agent)
+        except Exception as error:
+            raise ConfigurationError(
+                f"agent {agent.name!r} cannot be pickled, which it must be to reach the workers: {error}; make what "
+                "cannot travel (connections, locks, clients) within deps=..., on the worker"
+            ) from error
         return pickled
 
     @cached_property
