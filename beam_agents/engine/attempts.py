@@ -67,6 +67,7 @@ class Attempts:
         self._network_forbidden = network_forbidden
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, int] = {}
+        self._sleeping: set[str] = set()
         self.settled: asyncio.Queue[str | None] = asyncio.Queue()
         self.failure: BaseException | None = None
         self.stopping = False
@@ -86,6 +87,8 @@ class Attempts:
                 recorded.append((settled.outcome_at or 0.0, settled.path))
             elif not out_of_time or self._left_open(request.path) is not None:
                 self._jobs[request.path] = asyncio.create_task(self._carry_out(request))
+                if request.kind == "sleep":
+                    self._sleeping.add(request.path)
         for _, path in sorted(recorded, key=lambda item: item[0]):
             self.settled.put_nowait(path)
 
@@ -112,6 +115,8 @@ class Attempts:
     async def drain(self) -> None:
         """Starts nothing more, and waits until what is under way is recorded."""
         self.stopping = True
+        for path in self._sleeping & self._jobs.keys():  # its due time is recorded; the next worker goes on with it
+            self._jobs.pop(path).cancel()
         while self._jobs:
             await asyncio.wait(list(self._jobs.values()))
 
@@ -149,7 +154,7 @@ class Attempts:
             raise
         except BaseException as error:
             self.failure = error
-        del self._jobs[request.path]
+        self._jobs.pop(request.path, None)
         self.settled.put_nowait(done)
 
     async def _pause(self, path: str) -> None:

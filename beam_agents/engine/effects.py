@@ -30,11 +30,13 @@ async def ask_model(
     try:
         allowed = check_network_allowed(model, network_forbidden)
         for one in allowed if network_forbidden else (model,):
-            await connect(one)
+            await _contained(connect(one), request.settings.timeout)
         response = await _contained(request_with_retries(model, request, forbidden=network_forbidden))
         return Outcome("ok", response.model_dump_json())
     except ModelError as error:
         return Outcome.of("error", str(error))
+    except _TimedOut:
+        return Outcome.of("error", f"model {model.name!r} did not connect in {request.settings.timeout:g} s")
     except Exception as error:
         _LOGGER.exception("model %r raised", model.name)
         return Outcome.of("error", f"model {model.name!r} raised {_named(error)}")

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.task import Task
+from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS, FindOrphans, Orphans, Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 
@@ -106,7 +108,8 @@ class Host:
         self.agent = agent
         self.deps = deps
         self.ledger = ledger
-        self.owner = worker.owner
+        # Of the host, not of the worker: another host of this process must not take a live run for its own.
+        self.owner = uuid.uuid4().hex
         self.status = WorkerStatus(scope, agent.name)
         self.users = 0
         self._worker = worker
@@ -177,7 +180,11 @@ class Host:
 
     async def _find_orphans(self, key_of: Callable[[str], Any]) -> None:
         while True:
-            found = await self.ledger.ask(FindOrphans(self.status.scope, self.agent.name))
+            try:
+                found = await self.ledger.ask(FindOrphans(self.status.scope, self.agent.name))
+            except LedgerError as error:
+                _LOGGER.warning("open runs without a worker could not be searched for: %r", error)
+                found = None
             if isinstance(found, Orphans):
                 for run in found.runs:
                     if self.find(run.key) is None:

@@ -80,6 +80,9 @@ class LiveRun:
             opened = await self._open()
             if not isinstance(opened, Opened):
                 return opened
+            if self._parked:  # before it did anything
+                await self._host.ledger.ask(Release(opened.run.key, opened.run.epoch))
+                raise Parked
             try:
                 return await self._drive(opened)
             except Fenced:
@@ -282,12 +285,11 @@ class LiveRun:
             history=self._agent.history.trim((*session.history, *spoken)),
             state=state,
         )
-        answer = await self._host.ledger.ask(
-            Close(self._run.key, self._run.epoch, end.model_dump_json(), after.model_dump_json())
-        )
+        written = end.model_dump_json()
+        answer = await self._host.ledger.ask(Close(self._run.key, self._run.epoch, written, after.model_dump_json()))
         if not isinstance(answer, Closed):
             raise Fenced
-        return self._ended(answer, replayed=False)
+        return self._ended(answer, replayed=answer.run.end != written)
 
     def _end(self, ending: Ending, port: Port | None, skipped: bool) -> End:
         transcript = repair(port.transcript) if port else ()

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import threading
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host, WorkerStatus
@@ -34,12 +33,10 @@ class Worker:
     """Hosts agents in this process. Tests make their own; everybody else uses `this_worker()`.
 
     Attributes:
-        owner: Names this worker in leases.
         loop: The event loop on which all runs live, in a thread of its own.
     """
 
     def __init__(self) -> None:
-        self.owner = uuid.uuid4().hex
         self.lock = threading.RLock()
         self.loop = asyncio.new_event_loop()
         self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
@@ -115,14 +112,15 @@ class Worker:
             writer.close()
 
     async def _retire(self, host: Host) -> None:
-        host.park()
-        while not host.idle():
+        with self.lock:
             if host.users:
                 return
-            await asyncio.sleep(0.02)
+            host.park()
         await asyncio.sleep(_LINGER_SECONDS)
+        while not host.idle():  # noqa: ASYNC110 - runs end one by one, and new users may bring new ones
+            await asyncio.sleep(0.02)
         with self.lock:
-            if host.users or host not in self._hosts.values():
+            if host.users or not host.idle() or host not in self._hosts.values():
                 return
             self._hosts = {name: other for name, other in self._hosts.items() if other is not host}
             used = [other.ledger for other in self._hosts.values()]
@@ -155,10 +153,10 @@ class Worker:
     def _renew(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 3):
             with self.lock:
-                busy = {id(host.ledger): host.ledger for host in self._hosts.values() if not host.idle()}
-            for writer in busy.values():
+                busy = [host for host in self._hosts.values() if not host.idle()]
+            for host in busy:
                 try:
-                    writer.ask_blocking(Renew(self.owner), timeout=LEASE_SECONDS / 3)
+                    host.ledger.ask_blocking(Renew(host.owner), timeout=LEASE_SECONDS / 3)
                 except Exception as error:
                     _LOGGER.warning("the lease of this worker could not be renewed: %r", error)
 

@@ -11,6 +11,7 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from beam_agents.engine.end import Ended, Refused, conflict
+from beam_agents.engine.live import Parked
 from beam_agents.engine.worker import this_worker
 from beam_agents.transforms.emission import Emission, Emitter, place
 from beam_agents.transforms.envelope import Envelope
@@ -89,7 +90,11 @@ class BatchDoFn(beam.DoFn):
         session: dict[str, Any] = {}
         if self._use.ephemeral and isinstance(last, Ended):  # no head remembers it
             session = {"session": last.session, "session_version": last.session_version}
-        handle = self._host.start(self._use.task(key, envelope, batch=True, **session))
-        outcome = await asyncio.wrap_future(handle.done)
-        self._host.forget(handle.run)
-        return outcome
+        while True:
+            handle = self._host.start(self._use.task(key, envelope, batch=True, **session))
+            try:
+                outcome = await asyncio.wrap_future(handle.done)
+            except Parked:  # let go by a DoFn that is gone, as this one came
+                continue
+            self._host.forget(handle.run)
+            return outcome

@@ -255,7 +255,6 @@ class StreamingDoFn(beam.DoFn):
         self,
         memory: Any = beam.DoFn.StateParam(_MEMORY),
         now: Any = beam.DoFn.StateParam(_NOW),
-        closed: Any = beam.DoFn.StateParam(_CLOSED),
         expiry: Any = beam.DoFn.TimerParam(_EXPIRY),
         fired: Any = beam.DoFn.TimestampParam,
     ) -> None:
@@ -271,8 +270,7 @@ class StreamingDoFn(beam.DoFn):
             return
         changes: dict[str, Any] = {"expiry_set": False}  # the next run that ends sets the timer again
         if not now.read():
-            closed.clear()
-            changes |= {"session": None, "closed": 0}
+            changes |= {"session": None}
         memory.write(kept.model_copy(update=changes).model_dump_json().encode())
 
     # ---- the path of an event ----

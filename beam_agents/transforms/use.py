@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from apache_beam.internal import cloudpickle_pickler
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_agents.agent import AgentBase
 from beam_agents.codec import key_text
@@ -89,7 +90,7 @@ class AgentUse:
             key=key,
             event=envelope.event,
             digest=envelope.digest,
-            event_time=envelope.micros,
+            event_time=envelope.micros if envelope.micros > MIN_TIMESTAMP.micros else None,
             session_ttl=None if self.session_ttl is None else self.session_ttl // timedelta(microseconds=1),
             network_forbidden=self.network_forbidden,
             pure_only=self.ephemeral,
