@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from agents_under_test import Count, Event, Gates, count, tool_results
+from cluster import Hosted
 
 from beam_agents import Agent, Budget, CannotHappen, FailureReason, Happened, LedgerChanged, RunContext, tool, workflow
 from beam_agents.engine.end import Refused
@@ -302,6 +303,23 @@ def test_a_live_run_is_attached_to(cluster: Any) -> None:
     gates.open("work")
     assert first.done.result(30).end.output == "done it"
     assert gates.calls["work"] == 1
+
+
+def test_two_hosts_of_one_process_do_not_take_each_other_s_runs(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("work")
+    agent = make_agent(gates, effect="idempotent")
+    first = cluster.worker(agent)
+    second = Hosted(first.worker, first.worker.join(agent, "another copy", cluster.ledger(), "scope"))
+    driven = first.start(Event(id="1"))
+    gates.wait_for("work")
+    following = second.start(Event(id="1"))
+    behind = second.start(Event(id="2"))
+    gates.open("work")
+    assert driven.done.result(30).end == following.done.result(30).end
+    assert following.done.result().replayed
+    assert behind.done.result(30).end.output == "done it"
+    assert gates.calls == {"plan": 2, "work": 2, "answer": 2}
 
 
 def test_a_run_whose_dofn_is_gone_parks_and_goes_on_later(cluster: Any) -> None:
