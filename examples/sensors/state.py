@@ -1,6 +1,6 @@
 """What is remembered of a device, and what that makes of a new window.
 
-How the numbers were chosen, before any labelled failure was looked at:
+How the numbers were chosen, before they were tried on labelled failures:
 
 - A window's mean is compared with the median of the two weeks before it, so that two weekends are in it. The measure
   is the robust z-score: the distance from the median in units of 1.4826 * MAD, which is the standard deviation where
