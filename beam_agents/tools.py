@@ -87,7 +87,6 @@ class Tool(Generic[R]):
         self.retries = retries
         self.model_retries = model_retries
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-        self.is_async = inspect.iscoroutinefunction(function)
         self.description = description or _docstring(function)[0]
         self._check()
         # Resolved once: a function that was pickled by value has lost the names that its annotations speak of.
