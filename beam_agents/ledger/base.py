@@ -227,7 +227,18 @@ class FindOrphans:
     limit: int = 1000
 
 
-Command: TypeAlias = Open | Intend | Record | Close | Release | Renew | ReadHead | Load | FindOrphans
+@dataclass(frozen=True, slots=True)
+class FindClosed:
+    """Finds the runs of a scope that were closed lately. Answers: `FoundClosed`."""
+
+    scope: str
+    agent: str
+    within: float
+    """Seconds before now."""
+    limit: int = 10_000
+
+
+Command: TypeAlias = Open | Intend | Record | Close | Release | Renew | ReadHead | Load | FindOrphans | FindClosed
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +344,27 @@ class Orphans:
     runs: tuple[Run, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class FoundClosed:
+    """Runs that were closed lately, the newest first."""
+
+    runs: tuple[RunKey, ...] = field(default=())
+
+
 Answer: TypeAlias = (
-    Opened | Closed | Busy | OtherOpen | Conflict | StateAhead | Done | Fenced | Recorded | HeadIs | Loaded | Orphans
+    Opened
+    | Closed
+    | Busy
+    | OtherOpen
+    | Conflict
+    | StateAhead
+    | Done
+    | Fenced
+    | Recorded
+    | HeadIs
+    | Loaded
+    | Orphans
+    | FoundClosed
 )
 
 
@@ -369,6 +399,10 @@ class Transaction(Protocol):
 
         Nobody drives a run that was let go, whose owner has no lease, or whose owner's lease ended at or before `now`.
         """
+        ...
+
+    def closed_runs(self, scope: str, agent: str, since: float, limit: int) -> Sequence[RunKey]:
+        """The runs that were closed at or after `since`, of all keys and revisions, at most `limit`, newest first."""
         ...
 
 

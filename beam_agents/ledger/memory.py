@@ -93,6 +93,14 @@ class MemoryLedger(Ledger):
         left = sorted((run for run in runs if run.owner not in alive), key=lambda run: run.opened_at)
         return left[:limit]
 
+    def closed_runs(self, scope: str, agent: str, since: float, limit: int) -> Sequence[RunKey]:
+        found = [
+            (run.closed_at, key)
+            for key, run in self._runs.items()
+            if (key.scope, key.agent) == (scope, agent) and run.closed_at is not None and run.closed_at >= since
+        ]
+        return [key for _, key in sorted(found, key=lambda pair: pair[0], reverse=True)[:limit]]
+
 
 class EphemeralLedger(MemoryLedger):
     """Forgets each run as it is closed: what an agent has that was given no ledger. Its memory does not grow."""

@@ -19,7 +19,9 @@ from beam_agents.ledger.base import (
     Conflict,
     Done,
     Fenced,
+    FindClosed,
     FindOrphans,
+    FoundClosed,
     Head,
     HeadIs,
     Intend,
@@ -66,6 +68,9 @@ def carry_out(tx: Transaction, command: Command) -> Answer:
             return Loaded(run, tx.effects(command.run) if run else ())
         case FindOrphans():
             return Orphans(tuple(tx.open_runs(command.scope, command.agent, tx.now(), command.limit)))
+        case FindClosed():
+            since = tx.now() - command.within
+            return FoundClosed(tuple(tx.closed_runs(command.scope, command.agent, since, command.limit)))
         case _:
             assert_never(command)
 

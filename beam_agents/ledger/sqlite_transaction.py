@@ -19,6 +19,7 @@ from beam_agents.ledger.base import (
     Close,
     Command,
     Effect,
+    FindClosed,
     FindOrphans,
     Head,
     HeadKey,
@@ -46,6 +47,7 @@ SCHEMA = (
       stalls INTEGER NOT NULL, ending TEXT, closed_at INTEGER, nonce TEXT NOT NULL,
       UNIQUE (scope, agent, revision, key, run_id))""",
     """CREATE INDEX open_runs ON runs (scope, agent, opened_at) WHERE ending IS NULL""",
+    """CREATE INDEX closed_runs ON runs (scope, agent, closed_at) WHERE closed_at IS NOT NULL""",
     """CREATE TABLE effects (
       id INTEGER PRIMARY KEY, run INTEGER NOT NULL, path TEXT NOT NULL, attempt INTEGER NOT NULL, kind TEXT NOT NULL,
       name TEXT NOT NULL, digest TEXT NOT NULL, effect TEXT NOT NULL, arguments TEXT, intent_at INTEGER NOT NULL,
@@ -134,7 +136,7 @@ class SqliteTransaction:
                     heads.add(command.head)
                 case Renew():
                     owners.add(command.owner)
-                case FindOrphans():
+                case FindOrphans() | FindClosed():
                     pass
                 case _:
                     runs.add(command.run)
@@ -236,6 +238,16 @@ class SqliteTransaction:
         )
         rows = json.loads(self._execute(sql, (scope, agent, _microseconds(now), limit)).fetchone()[0])
         return [_run(row) for row in sorted(rows, key=lambda row: (row[8], row[0]))]  # opened_at, id
+
+    def closed_runs(self, scope: str, agent: str, since: float, limit: int) -> Sequence[RunKey]:
+        self.flush()
+        sql = (
+            "SELECT json_group_array(json_array(closed_at, scope, agent, revision, key, run_id)) FROM ("
+            "SELECT closed_at, scope, agent, revision, key, run_id FROM runs "
+            "WHERE scope = ? AND agent = ? AND closed_at >= ? ORDER BY closed_at DESC LIMIT ?)"
+        )
+        rows = json.loads(self._execute(sql, (scope, agent, _microseconds(since), limit)).fetchone()[0])
+        return [RunKey(*row[1:]) for row in sorted(rows, key=lambda row: row[0], reverse=True)]
 
     # ---- statements ----
 

@@ -17,7 +17,9 @@ from beam_agents.ledger.base import (
     Done,
     Effect,
     Fenced,
+    FindClosed,
     FindOrphans,
+    FoundClosed,
     Head,
     Intend,
     Ledger,
@@ -404,3 +406,27 @@ class LedgerRules(ABC):
         assert [run.key for run in found] == [runs[3], runs[7], runs[10]]
         assert found[2] == store.load(runs[10])
         assert len(store.expect(Orphans, FindOrphans("scope", "fraud")).runs) == 4
+
+    # ---- closed lately ----
+
+    def test_runs_closed_lately_are_found_newest_first(self, store: Store) -> None:
+        runs = [run_key(f"r{number}", f'"k{number}"', revision=number % 2) for number in range(4)]
+        for run in runs:
+            store.do(opening(run))
+        store.do(opening(run_key("open", '"k9"')))
+        for run in runs:
+            store.clock.now += 10
+            store.do(Close(run, 1, "end", None))
+        other = run_key("other", scope="other")
+        store.do(opening(other))
+        store.do(Close(other, 1, "end", None))
+        assert store.do(FindClosed("scope", "fraud", within=20)) == FoundClosed((runs[3], runs[2], runs[1]))
+        assert store.do(FindClosed("scope", "fraud", within=20, limit=2)) == FoundClosed((runs[3], runs[2]))
+        assert store.do(FindClosed("scope", "fraud", within=1e6)) == FoundClosed(tuple(reversed(runs)))
+        store.clock.now += 20.5
+        assert store.do(FindClosed("scope", "fraud", within=20)) == FoundClosed(())
+
+    def test_a_run_closed_in_the_same_group_is_found(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        answers = store.ledger.apply([Close(run_key(), 1, "end", None), FindClosed("scope", "fraud", within=1)])
+        assert answers[1] == FoundClosed((run_key(),))

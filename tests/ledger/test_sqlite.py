@@ -18,7 +18,9 @@ from beam_agents.ledger import LedgerUnavailable, SqliteLedger
 from beam_agents.ledger.base import (
     Close,
     Closed,
+    FindClosed,
     FindOrphans,
+    FoundClosed,
     Intend,
     Load,
     Loaded,
@@ -289,6 +291,17 @@ def test_orphans_are_found_by_one_statement_in_the_order_of_an_index(store: Stor
     assert len(statements) == 3, statements
     plan = [row[3] for row in connection_of(store).execute(f"EXPLAIN QUERY PLAN {statements[1]}")]
     assert any("INDEX open_runs" in step for step in plan)
+    assert not any("TEMP B-TREE" in step or "SCAN runs" in step for step in plan)
+
+
+def test_runs_closed_lately_are_found_in_the_order_of_an_index(store: Store) -> None:
+    store.complete(run_key())
+    statements: list[str] = []
+    connection_of(store).set_trace_callback(statements.append)
+    store.expect(FoundClosed, FindClosed("scope", "fraud", within=10))
+    connection_of(store).set_trace_callback(None)
+    plan = [row[3] for row in connection_of(store).execute(f"EXPLAIN QUERY PLAN {statements[1]}")]
+    assert any("INDEX closed_runs" in step for step in plan)
     assert not any("TEMP B-TREE" in step or "SCAN runs" in step for step in plan)
 
 
