@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 from pydantic import JsonValue, ValidationError
 
 from beam_agents.budget import Budget
-from beam_agents.codec import adapter, canonical_json, digest, dump, explain, key_text, load, to_json_value
+from beam_agents.codec import adapter, canonical_json, digest, dump, key_text, load, named, recall, shown, told
+from beam_agents.codec import to_json_value
 from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError, RunFailed, StateMismatch
 from beam_agents.events import RunResult
@@ -158,8 +159,12 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         return canonical_json(dump(self.event_type, event))
 
     def read_event_json(self, text: str) -> EventT:
-        """The event of a record."""
-        return cast(EventT, load(self.event_type, text))
+        """The event of a record, which an older release may have written.
+
+        Raises:
+            ValueError: It does not fit `event_type`; the message names the type and the field.
+        """
+        return cast(EventT, recall(self.event_type, text, "event"))
 
     def initial_state(self) -> StateT:
         """The state of a key before its first event."""
@@ -174,20 +179,22 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
             ) from error
 
     def read_state(self, state: JsonValue) -> StateT:
-        """A key's state from its JSON.
+        """A key's state from its JSON, which an older release may have written.
 
         Raises:
-            StateMismatch: It does not fit `state_type`.
+            StateMismatch: It does not fit `state_type`; the message names the type and the field.
         """
         if self.state_type is None:
             return cast(StateT, state)
         if state is None:
             return self.initial_state()
         try:
-            return cast(StateT, load(self.state_type, canonical_json(state)))
-        except Exception as error:  # validators of the state's type may raise anything
-            told = explain(error, "state") if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-            raise StateMismatch(f"the key's state does not fit {self.name!r}: {told}") from error
+            return cast(StateT, recall(self.state_type, canonical_json(state), "state"))
+        except ValueError as error:
+            raise StateMismatch(
+                f"the key's state does not fit agent {self.name!r}, state_type {error}. It is kept as it was: let "
+                "state_type read what was written before (defaults for new fields, a validator with mode='before')"
+            ) from error
 
     def dump_state(self, state: StateT) -> JsonValue:
         """A key's state as JSON.
@@ -214,7 +221,7 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         try:
             return self.dump_state(after)
         except ValueError as error:
-            raise ValueError(f"on_event returned {after!r:.200}, which cannot be the key's state: {error}") from error
+            raise ValueError(f"on_event returned {shown(after)}, which cannot be the key's state: {told(error)}") from error
 
     def decide_without_model(self, state: JsonValue, event: EventT) -> OutputT | None:
         """What `skip` says."""
@@ -230,8 +237,12 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         return dump(self.output_type, checked)
 
     def read_output(self, output: JsonValue) -> OutputT:
-        """An output from its JSON."""
-        return cast(OutputT, load(self.output_type, canonical_json(output)))
+        """An output from its JSON, which an older release may have written.
+
+        Raises:
+            ValueError: It does not fit `output_type`; the message names the type and the field.
+        """
+        return cast(OutputT, recall(self.output_type, canonical_json(output), "output"))
 
     # ---- dependencies ----
 

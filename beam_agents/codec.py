@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -90,6 +90,51 @@ def load(type_: Any, text: str | bytes) -> Any:
     return adapter(type_).validate_json(text, by_alias=True, by_name=True)
 
 
+def recall(type_: Any, text: str | bytes, whole: str) -> Any:
+    """`load` for a record, which a release with another form of the type may have written.
+
+    Args:
+        type_: The type.
+        text: What `dump` made.
+        whole: What to call the value when all of it is wrong.
+
+    Raises:
+        ValueError: It does not fit the type, or has fields that the type would drop without a word; the message names
+            the type and the fields. Whatever the type's validators raise comes as this, too.
+    """
+    name = getattr(type_, "__name__", None) or str(type_)
+    try:
+        value = load(type_, text)
+        again = json.loads(adapter(type_).dump_json(value, by_alias=False, round_trip=True, warnings=False))
+        dropped = list(_dropped(value, json.loads(text), again))
+    except BaseException as error:
+        why = explain(error, whole) if isinstance(error, ValidationError) else named(error)
+        raise ValueError(f"{name}: {why}") from error
+    if dropped:
+        raise ValueError(
+            f"{name}: it has {', '.join(map(repr, dropped))}, which would be lost, since the type has no such field; "
+            "keep the field, or let model_config = ConfigDict(extra='ignore') say that it may go"
+        )
+    return value
+
+
+def _dropped(value: Any, plain: Any, again: Any, path: str = "") -> Iterator[str]:
+    """The fields of `plain` that `value`, which was read from it, does not have; `again` is the JSON data of `value`."""
+    if isinstance(value, RootModel):
+        yield from _dropped(value.root, plain, again, path)
+    elif isinstance(plain, dict) and isinstance(again, dict):
+        config: Any = getattr(value, "model_config", None) or getattr(value, "__pydantic_config__", None) or {}
+        if (isinstance(value, BaseModel) or is_dataclass(value)) and config.get("extra") != "ignore":
+            yield from (path + name for name in plain if name not in again)
+        for name, part in _parts(value, again).items():
+            if name in plain and name in again:
+                yield from _dropped(part, plain[name], again[name], f"{path}{name}.")
+    elif isinstance(plain, list) and isinstance(again, list) and isinstance(value, (list, tuple, deque)):
+        if len(plain) == len(again) == len(value):
+            for index, part in enumerate(value):
+                yield from _dropped(part, plain[index], again[index], f"{path}{index}.")
+
+
 def _settled(value: Any, plain: Any) -> Any:
     """`plain`, the JSON data of `value`, with its sets sorted.
 
@@ -127,7 +172,36 @@ def explain(error: ValidationError, whole: str) -> str:
         error: The error.
         whole: What to call the value when the error is about all of it.
     """
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in error.errors())
+    return printable(
+        "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in error.errors())
+    )
+
+
+def printable(text: str) -> str:
+    """`text` with half surrogate pairs, which neither JSON nor databases hold, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def told(error: BaseException) -> str:
+    """What an error says, fit to be recorded whatever its `__str__` does."""
+    try:
+        return printable(str(error))
+    except BaseException as broken:
+        return f"(its text cannot be had: {type(broken).__name__})"
+
+
+def named(error: BaseException) -> str:
+    """An error with its type, fit to be recorded."""
+    return f"{type(error).__name__}: {told(error)}"
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """The beginning of the `repr` of a value, fit to be recorded whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except BaseException as broken:
+        text = f"<{type(value).__name__}, whose repr raised {type(broken).__name__}>"
+    return printable(text if len(text) <= limit else f"{text[:limit]}...")
 
 
 def digest(*parts: str) -> str:

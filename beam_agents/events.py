@@ -31,7 +31,8 @@ class FailureReason(StrEnum):
     """Why an event has no answer."""
 
     INVALID_EVENT = "invalid_event"
-    """The element is not a (key, event) pair, or its event does not fit the agent's `event_type`."""
+    """The element is not a (key, event) pair, or its event does not fit the agent's `event_type`; also an event that
+    was recorded by a release with another `event_type`."""
     MISSING_KEY = "missing_key"
     MISSING_ID = "missing_id"
     ID_CONFLICT = "id_conflict"
@@ -44,8 +45,11 @@ class FailureReason(StrEnum):
     """The budget's `wall_clock` ran out."""
     MODEL_ERROR = "model_error"
     INVALID_OUTPUT = "invalid_output"
-    """The model's answer did not fit `output_type`, also after it was told what was wrong."""
+    """The model's answer did not fit `output_type`, also after it was told what was wrong; or a recorded answer does not
+    fit the `output_type` of this release."""
     TOOL_ERROR = "tool_error"
+    RESULT_LOST = "result_lost"
+    """A call that changes something happened, but what it returned cannot be recorded; `message` shows it."""
     IN_DOUBT = "in_doubt"
     """A `once` call may or may not have happened; `message` names it."""
     DETERMINISM = "determinism"
@@ -90,7 +94,10 @@ class Duplicate(_Record, Generic[EventT]):
     """The same event again."""
 
     run_id: str
-    event: EventT
+    event: EventT | None
+    """The event; `None` when this release's `event_type` cannot read it, then `raw` has it."""
+    raw: str | None = None
+    """The event as it was recorded, if it cannot be read."""
 
 
 class Emitted(_Record):

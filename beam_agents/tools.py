@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from beam_agents.codec import canonical_json, explain, to_json_value
+from beam_agents.codec import canonical_json, explain, named, to_json_value
 from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError, ToolError
 from beam_agents.messages import ToolSpec
@@ -196,10 +196,9 @@ class Tool(Generic[R]):
         """
         try:
             checked = self._result.model_validate_json(canonical_json({"value": value}), by_alias=True, by_name=True)
-        except ValidationError as error:
-            raise ToolError(
-                f"tool {self.name!r} returned something else than its return type: {explain(error, 'value')}"
-            ) from error
+        except Exception as error:  # validators of the user's types may raise anything
+            why = explain(error, "value") if isinstance(error, ValidationError) else named(error)
+            raise ToolError(f"tool {self.name!r} returned something else than its return type: {why}") from error
         return cast(R, getattr(checked, "value"))  # noqa: B009 - the model is made here, its fields are unknown to types
 
 
@@ -372,7 +371,7 @@ def _plain(model: BaseModel, field: str) -> Any:
         plain = model.model_dump(mode="json", include={field}, by_alias=False, round_trip=True, warnings=False)
         values = model.model_dump(include={field}, by_alias=False, round_trip=True, warnings=False)
     except Exception as error:  # serializers of the user's types may raise anything
-        raise ValueError(f"{type(getattr(model, field)).__name__} cannot be held by JSON: {error}") from error
+        raise ValueError(f"{type(getattr(model, field)).__name__} cannot be held by JSON: {named(error)}") from error
     return to_json_value(_same_everywhere(plain[field], values[field]))
 
 

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.task import Task
 from beam_agents.errors import LedgerError
-from beam_agents.ledger.base import LEASE_SECONDS, FindOrphans, Orphans, Run, RunKey
+from beam_agents.ledger.base import LEASE_SECONDS, FindClosed, FindOrphans, FoundClosed, Orphans, Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
@@ -31,8 +31,20 @@ _LOGGER = logging.getLogger(__name__)
 _ORPHANS_EVERY = LEASE_SECONDS / 2
 """Seconds from one search for runs whose worker is gone to the next."""
 
+_LONGEST_ORPHAN_PAUSE = 60.0
+"""Seconds between two rings for a run whose worker is gone: at first each search rings."""
+
+_GRACE = 60.0
+"""Seconds after its budget of time at which an open run that no event has brought back is ended from its record."""
+
 _BELL_SILENT_AFTER = 5.0
-"""Seconds without a call of `drain` after which no doorbell is believed here; it calls twice a second at least."""
+"""Seconds without a call of `drain` after which no doorbell is believed here."""
+
+_TICKER_SILENT_AFTER = 1.5
+"""Seconds after which another ticker of the process takes over; the one that drains calls twice a second at least."""
+
+_CONNECT_SECONDS = 5.0
+"""How long closing waits for a model that is still being connected."""
 
 _KEPT_ENDS = 10_000
 """Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
@@ -86,6 +98,15 @@ class _Ring:
     """Seconds until it is rung for again."""
 
 
+@dataclass
+class _Orphan:
+    """An open run whose worker is gone."""
+
+    due: float
+    """When it is rung for next, on the monotonic clock."""
+    pause: float = _ORPHANS_EVERY
+
+
 class Host:
     """Runs one agent for one scope on the worker's loop. `start`, `fetch` and `drain` may be called on any thread.
 
@@ -117,7 +138,9 @@ class Host:
         self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
         self._rings: list[_Ring] = []
         self._drained_at = float("-inf")
+        self._ticker: int | None = None
         self._watch: Future[None] | None = None
+        self._setups = 0
         self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
 
     # ---- for drivers, on any thread ----
@@ -144,14 +167,19 @@ class Host:
         with self._worker.lock:
             self._ended.pop(run, None)
 
-    def drain(self) -> list[Any]:
+    def drain(self, ticker: int = 0) -> list[Any] | None:
         """The Beam keys to be looked at: a run of theirs has ended, or lost its worker.
 
         A ring can be lost on its way, so a run that ended is rung for again, with growing pauses, until it is fetched.
+
+        Args:
+            ticker: Who asks. One ticker of a process is enough: while it goes on asking, others get `None`.
         """
         keys, now = [], time.monotonic()
         with self._worker.lock:
-            self._drained_at = now
+            if ticker != self._ticker and now - self._drained_at < _TICKER_SILENT_AFTER:
+                return None
+            self._ticker, self._drained_at = ticker, now
             while self._rings and self._rings[0].due <= now:
                 ring = heapq.heappop(self._rings)
                 keys.append(ring.key)
@@ -165,31 +193,70 @@ class Host:
 
     def _ring(self, key: Any, run: RunKey) -> None:
         with self._worker.lock:
-            heapq.heappush(self._rings, _Ring(time.monotonic(), key, run))
+            if self._watch is not None:  # else there is no doorbell to hear it
+                heapq.heappush(self._rings, _Ring(time.monotonic(), key, run))
 
-    def watch_orphans(self, key_of: Callable[[str], Any]) -> None:
-        """Rings for open runs whose worker is gone, as long as anybody uses this host: after a crash, recovery must
-        not wait for timers.
+    def watch(self, key_of: Callable[[str], Any], task_of: Callable[[Run], Task]) -> None:
+        """Rings, as long as anybody uses this host, for open runs whose worker is gone, and at once for runs that were
+        closed lately and whose worker may have died before Beam emitted them: recovery must not wait for timers. An
+        open run that nothing brings back is ended from its record some time after its budget of time.
 
         Args:
             key_of: Makes a Beam key of its text in the ledger.
+            task_of: Makes a task of a run's record.
         """
         with self._worker.lock:
+            self._setups += 1
             if self._watch is None:
-                self._watch = asyncio.run_coroutine_threadsafe(self._find_orphans(key_of), self._worker.loop)
+                self._watch = asyncio.run_coroutine_threadsafe(self._keep_watch(key_of, task_of), self._worker.loop)
 
-    async def _find_orphans(self, key_of: Callable[[str], Any]) -> None:
+    async def _keep_watch(self, key_of: Callable[[str], Any], task_of: Callable[[Run], Task]) -> None:
+        scope, agent, budget = self.status.scope, self.agent.name, self.agent.budget.wall_clock.total_seconds()
+        orphans: dict[RunKey, _Orphan] = {}
+        served = 0
         while True:
+            setups = self._setups
             try:
-                found = await self.ledger.ask(FindOrphans(self.status.scope, self.agent.name))
+                if setups != served:
+                    # An event's own timer fires a second after its budget: what was closed before that needs no ring.
+                    closed = await self.ledger.ask(FindClosed(scope, agent, within=budget + 1.0))
+                    assert isinstance(closed, FoundClosed)
+                    for key in closed.runs:
+                        if self.find(key) is None:
+                            self._ring(key_of(key.key), key)
+                    served = setups
+                found = await self.ledger.ask(FindOrphans(scope, agent))
+                assert isinstance(found, Orphans)
             except LedgerError as error:
-                _LOGGER.warning("open runs without a worker could not be searched for: %r", error)
-                found = None
-            if isinstance(found, Orphans):
-                for run in found.runs:
-                    if self.find(run.key) is None:
-                        self._ring(key_of(run.key.key), run.key)
+                _LOGGER.warning("runs without a worker could not be searched for: %r", error)
+            else:
+                orphans = self._call_orphans(found.runs, orphans, key_of, task_of)
             await asyncio.sleep(_ORPHANS_EVERY)
+
+    def _call_orphans(
+        self,
+        runs: Iterable[Run],
+        known: dict[RunKey, _Orphan],
+        key_of: Callable[[str], Any],
+        task_of: Callable[[Run], Task],
+    ) -> dict[RunKey, _Orphan]:
+        now, orphans = time.monotonic(), {}
+        ends_after = self.agent.budget.wall_clock.total_seconds() + _GRACE
+        for run in runs:
+            if self.find(run.key) is not None:
+                continue
+            orphan = orphans[run.key] = known.get(run.key) or _Orphan(due=now)
+            if orphan.due > now:
+                continue
+            orphan.due, orphan.pause = now + orphan.pause, min(2 * orphan.pause, _LONGEST_ORPHAN_PAUSE)
+            if time.time() - run.opened_at > ends_after:
+                self._finish_from_record(task_of(run))
+            else:
+                self._ring(key_of(run.key.key), run.key)
+        return orphans
+
+    def _finish_from_record(self, task: Task) -> None:
+        self.start(task).done.add_done_callback(lambda _: self.forget(task.run))
 
     # ---- for runs, on the loop ----
 
@@ -210,8 +277,10 @@ class Host:
     async def finish_other(self, task: Task, other: Run) -> None:
         """Waits for the end of the run that stands before `task` in its key, and drives it if its worker is gone."""
         handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest))
-        await asyncio.wrap_future(handle.done)
-        self.forget(handle.run)
+        try:
+            await asyncio.shield(asyncio.wrap_future(handle.done))  # others wait for it too
+        finally:
+            self.forget(handle.run)
 
     def _spawn(self, handle: Handle, task: Task) -> None:
         handle.live = LiveRun(self, task)
@@ -233,8 +302,9 @@ class Host:
                     self.status.replayed += result.replayed
                     self.status.ended += not result.replayed
                     self.status.failed += not result.replayed and result.end.kind == "failure"
-                if attached:
-                    self._ended[handle.run] = handle
+            # A failure is kept too, for the driver to raise: a ledger that refuses for good has to stop the job.
+            if attached and not isinstance(error, (Parked, asyncio.CancelledError)):
+                self._ended[handle.run] = handle
                 if len(self._ended) > _KEPT_ENDS:
                     self._ended.popitem(last=False)
         if error is None:
@@ -263,7 +333,7 @@ class Host:
             self._watch.cancel()
         for model, connecting in self._models.values():
             try:
-                await connecting
+                await asyncio.wait_for(connecting, _CONNECT_SECONDS)
                 await model.close()
             except Exception as error:
                 _LOGGER.warning("closing model %r failed: %r", model.name, error)

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from beam_agents.codec import printable
 from beam_agents.errors import FailRun, ModelError, ModelRetry, ToolError, ToolFailed
 from beam_agents.ledger.base import Effect
 from beam_agents.messages import ModelResponse
 
-Status: TypeAlias = Literal["ok", "retry", "failed", "rejected", "error", "in_doubt", "not_happened"]
+Status: TypeAlias = Literal["ok", "retry", "failed", "rejected", "error", "result_lost", "in_doubt", "not_happened"]
 """`ok`; `retry`, `failed`, `rejected`: a tool raised ModelRetry, ToolFailed, FailRun; `error`: it raised otherwise,
-timed out, or the model could not be asked; `in_doubt`: nobody knows; `not_happened`: this attempt is known to have
-had no effect, another one follows."""
+timed out, or the model could not be asked; `result_lost`: it happened, but JSON or the tool's return type cannot
+hold what it returned; `in_doubt`: nobody knows; `not_happened`: this attempt is known to have had no effect, another
+one follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,14 @@ class Outcome:
 
     @staticmethod
     def of(status: Status, value: Any) -> Outcome:
-        """An outcome with a JSON value.
+        """An outcome with a JSON value, or with a message.
 
         Raises:
             ValueError: JSON cannot hold the value.
         """
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        return Outcome(status, text.encode("utf-8", "backslashreplace").decode())
+        if isinstance(value, str):
+            value = printable(value)
+        return Outcome(status, json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 _RAISED: dict[str, Callable[[str], Exception]] = {"retry": ModelRetry, "failed": ToolFailed, "rejected": FailRun}

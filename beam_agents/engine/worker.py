@@ -8,6 +8,8 @@ import contextlib
 import logging
 import os
 import threading
+import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host, WorkerStatus
@@ -28,6 +30,13 @@ MODEL_CALLS_IN_FLIGHT = 2_000
 TOOL_CALLS_IN_FLIGHT = 256
 """Each blocking tool call has a thread."""
 
+_STUCK_SECONDS = 60.0
+"""How long code may block the loop before the lease is no longer renewed, and other workers take the runs over."""
+
+
+_Name = tuple[str, str, str]
+"""Of a host: the agent's identity, the ledger's URL, the scope."""
+
 
 class Worker:
     """Hosts agents in this process. Tests make their own; everybody else uses `this_worker()`.
@@ -43,7 +52,10 @@ class Worker:
         self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
         self.run_slots = asyncio.Semaphore(RUNS_IN_FLIGHT)
         self._closing: list[Host] = []
-        self._hosts: dict[tuple[str, str, str], Host] = {}
+        self._hosts: dict[_Name, Host] = {}
+        self._joining: dict[_Name, Future[Host]] = {}
+        self._pid = os.getpid()
+        self._beat = time.monotonic()
         self._writers: dict[str, LedgerWriter] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beam-agents-loop", daemon=True)
@@ -65,16 +77,37 @@ class Worker:
             Exception: Whatever the agent's `deps` raised.
         """
         name = (identity, ledger.url, scope)
-        with self.lock:
-            host = self._hosts.get(name)
-            if host is None:
-                deps = agent.hold_deps()
+        while True:
+            with self.lock:
+                host = self._hosts.get(name)
+                if host is not None:
+                    host.users += 1
+                    return host
+                joining = self._joining.get(name)
+                first = joining is None
+                if joining is None:
+                    joining = self._joining[name] = Future()
+            if first:
+                self._make(name, joining, agent, ledger)
+            joining.result()
+
+    def _make(self, name: _Name, joining: Future[Host], agent: AgentBase[Any, Any, Any, Any], ledger: Ledger) -> None:
+        """Makes a host. Opening dependencies may take long and may itself run agents, so others are not locked out."""
+        try:
+            deps = agent.hold_deps()
+            with self.lock:
                 writer = self._writers.get(ledger.url)
                 if writer is None:
                     writer = self._writers[ledger.url] = LedgerWriter(ledger)
-                host = self._hosts[name] = Host(self, agent, deps, writer, scope)
-            host.users += 1
-        return host
+                host = self._hosts[name] = Host(self, agent, deps, writer, name[2])
+        except BaseException as error:
+            with self.lock:
+                del self._joining[name]
+            joining.set_exception(error)
+            raise
+        with self.lock:
+            del self._joining[name]
+        joining.set_result(host)
 
     def find(self, identity: str, ledger: Ledger, scope: str) -> Host | None:
         """The host that `join` gives, if anybody has joined it."""
@@ -97,6 +130,8 @@ class Worker:
 
     def close(self) -> None:
         """Ends at once and leaves open runs to others, as a dying process would; closes clients and dependencies."""
+        if os.getpid() != self._pid:  # a forked child, at its end: all of it is its parent's
+            return
         with self.lock:
             hosts, writers = list(self._hosts.values()), list(self._writers.values())
             self._closing = hosts
@@ -154,11 +189,27 @@ class Worker:
         while not self._stop.wait(LEASE_SECONDS / 3):
             with self.lock:
                 busy = [host for host in self._hosts.values() if not host.idle()]
-            for host in busy:
-                try:
-                    host.ledger.ask_blocking(Renew(host.owner), timeout=LEASE_SECONDS / 3)
-                except Exception as error:
-                    _LOGGER.warning("the lease of this worker could not be renewed: %r", error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._show_life)
+            blocked = time.monotonic() - self._beat
+            if blocked > _STUCK_SECONDS:
+                _LOGGER.error(
+                    "something has blocked the event loop for %.0f s, so other workers take its runs over: blocking "
+                    "calls belong into tools that are plain functions, not async ones",
+                    blocked,
+                )
+                continue
+            # All at once: a ledger that is down must not keep the lease in another from being renewed.
+            until = time.monotonic() + LEASE_SECONDS / 3
+            try:
+                renewals = [host.ledger.submit(Renew(host.owner)) for host in busy]
+                for renewal in renewals:
+                    renewal.result(max(0.0, until - time.monotonic()))
+            except Exception as error:
+                _LOGGER.warning("a lease of this worker could not be renewed: %r", error)
+
+    def _show_life(self) -> None:
+        self._beat = time.monotonic()
 
 
 class _ThisProcess:

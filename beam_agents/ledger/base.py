@@ -148,9 +148,9 @@ class Open:
     digest: str
     owner: str
     session_version: int = 0
-    """The version that Beam's state has. A head that does not exist yet starts from it only with `session`."""
+    """The version that Beam's state has. A head that is behind it takes it over only with `session`."""
     session: str | None = None
-    """The session to begin a head with that does not exist yet: for the first run of a raised revision."""
+    """The session to go on from in a head that is behind: for the first run after the revision was changed."""
     nonce: str = ""
     """Names this opening; the same when the command is given again because its answer was lost. The run is answered as
     it is then: no epoch, no stall. Empty: each opening counts."""

@@ -78,7 +78,7 @@ def carry_out(tx: Transaction, command: Command) -> Answer:
 def _open(tx: Transaction, command: Open) -> Answer:
     now = tx.now()
     head = tx.head(command.run.head) or Head(command.run.head)
-    if head.session_version == 0 and command.session is not None:
+    if command.session is not None and head.session_version < command.session_version:
         head = replace(head, session_version=command.session_version, session=command.session)
     if head.session_version < command.session_version:
         return StateAhead(head.session_version)

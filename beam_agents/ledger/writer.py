@@ -32,7 +32,7 @@ class _Asked(NamedTuple):
     """`None` asks for the ledger's identity."""
     loop: asyncio.AbstractEventLoop | None
     """The asker's loop; `None` for one that waits in a thread."""
-    future: asyncio.Future[_Reply] | concurrent.futures.Future[_Reply]
+    future: asyncio.Future[_Reply] | concurrent.futures.Future[Any]
 
 
 class LedgerWriter:
@@ -100,10 +100,17 @@ class LedgerWriter:
             LedgerUnavailable: The writer was closed before it could be carried out.
             LookupError: The outcome has no intent.
         """
-        future: concurrent.futures.Future[_Reply] = concurrent.futures.Future()
+        return self.submit(command).result(timeout)
+
+    def submit(self, command: Command) -> concurrent.futures.Future[Answer]:
+        """`ask_blocking` for those who want to wait later.
+
+        Raises:
+            LedgerUnavailable: The writer is closed.
+        """
+        future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
         self._put(_Asked(command, None, future))
-        answer: Answer = _result(future.result(timeout))
-        return answer
+        return future
 
     def close(self, timeout: float = 10.0) -> None:
         """Carries out what is queued and disconnects. May be called again.
@@ -216,7 +223,11 @@ def _reply(group: Sequence[_Asked], replies: Sequence[_Reply]) -> None:
 
 def _settle(settled: Sequence[tuple[_Asked, _Reply]]) -> None:
     for asked, reply in settled:
-        if not asked.future.done():
+        if asked.future.done():
+            continue
+        if asked.loop is None and isinstance(reply, BaseException):
+            asked.future.set_exception(reply)
+        else:  # an asyncio future that nobody waits for any more would complain of an exception
             asked.future.set_result(reply)
 
 

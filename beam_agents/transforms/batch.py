@@ -93,8 +93,8 @@ class BatchDoFn(beam.DoFn):
         while True:
             handle = self._host.start(self._use.task(key, envelope, batch=True, **session))
             try:
-                outcome = await asyncio.wrap_future(handle.done)
+                return await asyncio.wrap_future(handle.done)
             except Parked:  # let go by a DoFn that is gone, as this one came
                 continue
-            self._host.forget(handle.run)
-            return outcome
+            finally:
+                self._host.forget(handle.run)

@@ -7,30 +7,24 @@ of them an element, which the runner brings to the key as it brings any event.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import GenericAlias
 from typing import Any, Final
 
 import apache_beam as beam
-from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
-from apache_beam.transforms.core import RestrictionProvider, WatermarkEstimatorProvider
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, TimestampedValue
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_agents.errors import ConfigurationError
+from beam_agents.transforms.winder import Winder
+
+Drain = Callable[[int], Iterable[Any] | None]
 
 LOOK: Final = b"look"
 """The value of every element that the doorbell emits."""
-
-_WATERMARK: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
-"""So late that no window ever waits for the doorbell."""
-
-_REWIND_SECONDS = 3600
 
 
 class Doorbell(beam.PTransform[Any, Any]):
@@ -45,14 +39,17 @@ class Doorbell(beam.PTransform[Any, Any]):
     splittable DoFns and real time.
 
     Args:
-        drain: Returns the keys to look at and forgets them. Called in every worker process that has a ticker, on the
+        drain: Takes the number of the ticker that asks; returns the keys to look at and forgets them, or `None` when
+            another ticker of the same process asks already. Called in every worker process that has a ticker, on the
             bundle's thread, so it must not wait. Must be picklable: a function of an importable module.
         key_type: The type of the keys, the same as in the PCollection that the output is flattened with.
         busy: Whether the process has work whose end will ring. While it has, and after a `drain` that returned keys,
             the pace is `busy_interval`. By default only the latter counts.
-        tickers: How many keys tick. They are spread over the workers like any keys; each costs a callback an interval.
+        tickers: How many keys tick. They are spread over the workers like any keys, so there have to be several times
+            as many as worker processes for each to have one. Only one of a process keeps the pace.
         busy_interval: Seconds between two calls of `drain` while there is something to do.
         idle_interval: The most seconds between two calls; while there is nothing to do, the interval doubles up to it.
+        standby_interval: Seconds between two calls by a ticker whose `drain` returned `None`.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -60,13 +57,14 @@ class Doorbell(beam.PTransform[Any, Any]):
 
     def __init__(
         self,
-        drain: Callable[[], Iterable[Any]],
+        drain: Drain,
         *,
         key_type: Any = Any,
         busy: Callable[[], bool] | None = None,
-        tickers: int = 2,
+        tickers: int = 16,
         busy_interval: float = 0.05,
         idle_interval: float = 0.5,
+        standby_interval: float = 2.0,
     ) -> None:
         super().__init__()
         if tickers < 1:
@@ -75,68 +73,16 @@ class Doorbell(beam.PTransform[Any, Any]):
             raise ConfigurationError(
                 f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
             )
-        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval)
+        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval)
         self._tickers = tickers
         self._key_type = key_type
 
     def expand(self, pipeline: Any) -> Any:
         return (
             pipeline
-            | "Start" >> beam.Impulse()
-            | "Wind" >> beam.ParDo(_WindDoFn(self._tickers)).with_output_types(tuple[int, bytes])
+            | "Wind" >> Winder(self._tickers, holds=False)
             | "Tick" >> beam.ParDo(self._ticker).with_output_types(GenericAlias(tuple, (self._key_type, bytes)))
         )
-
-
-class _Hours(RestrictionProvider):
-    """An endless range with one position an hour, which is never split: two halves would wind every ticker twice."""
-
-    def initial_restriction(self, element: Any) -> OffsetRange:
-        return OffsetRange(0, sys.maxsize)
-
-    def create_tracker(self, restriction: OffsetRange) -> OffsetRestrictionTracker:
-        return _OneByOneTracker(restriction)
-
-    def restriction_size(self, element: Any, restriction: OffsetRange) -> int:
-        return 1
-
-    def truncate(self, element: Any, restriction: OffsetRange) -> None:
-        return None
-
-
-class _OneByOneTracker(OffsetRestrictionTracker):
-    def try_split(self, fraction_of_remainder: float) -> Any:
-        return super().try_split(0) if fraction_of_remainder == 0 else None
-
-    def is_bounded(self) -> bool:
-        return False
-
-
-class _AtRingingTime(WatermarkEstimatorProvider):
-    def initial_estimator_state(self, element: Any, restriction: Any) -> Timestamp:
-        return _WATERMARK
-
-    def create_watermark_estimator(self, estimator_state: Timestamp) -> ManualWatermarkEstimator:
-        return ManualWatermarkEstimator(estimator_state)
-
-
-class _WindDoFn(beam.DoFn):
-    """Emits every ticker's key now and then once an hour: a ticker that lost its timer starts again."""
-
-    def __init__(self, tickers: int) -> None:
-        self._tickers = tickers
-
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: bytes,
-        restriction: Any = beam.DoFn.RestrictionParam(_Hours()),
-        _watermark: Any = beam.DoFn.WatermarkEstimatorParam(_AtRingingTime()),
-    ) -> Iterator[TimestampedValue]:
-        if restriction.try_claim(restriction.current_restriction().start):
-            for ticker in range(self._tickers):
-                yield TimestampedValue((ticker, LOOK), _WATERMARK)
-            restriction.defer_remainder(Duration(_REWIND_SECONDS))
 
 
 class TickerDoFn(beam.DoFn):
@@ -146,24 +92,32 @@ class TickerDoFn(beam.DoFn):
 
     def __init__(
         self,
-        drain: Callable[[], Iterable[Any]],
+        drain: Drain,
         busy: Callable[[], bool] | None,
         busy_interval: float,
         idle_interval: float,
+        standby_interval: float,
     ) -> None:
         self._drain = drain
         self._busy = busy
         self._busy_interval = busy_interval
         self._idle_interval = idle_interval
+        self._standby_interval = standby_interval
         self._interval = busy_interval
 
     def process(self, element: tuple[int, bytes], tick: Any = beam.DoFn.TimerParam(_TICK)) -> None:
         tick.set(time.time() + self._busy_interval)
 
     @on_timer(_TICK)
-    def ring(self, tick: Any = beam.DoFn.TimerParam(_TICK)) -> Iterator[TimestampedValue]:
+    def ring(
+        self, ticker: int = beam.DoFn.KeyParam, tick: Any = beam.DoFn.TimerParam(_TICK)
+    ) -> Iterator[TimestampedValue]:
+        keys = self._drain(ticker)
+        if keys is None:
+            tick.set(time.time() + self._standby_interval)
+            return
         rang = False
-        for key in self._drain():
+        for key in keys:
             rang = True
             yield TimestampedValue((key, LOOK), MIN_TIMESTAMP)
         if rang or (self._busy is not None and self._busy()):

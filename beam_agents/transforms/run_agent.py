@@ -33,6 +33,7 @@ from beam_agents.transforms.coders import AnyKey, register
 from beam_agents.transforms.doorbell import Doorbell
 from beam_agents.transforms.emission import DUPLICATES, EMITTED, RESULTS, TRACE
 from beam_agents.transforms.envelope import FAILURES, Admit, EventId
+from beam_agents.transforms.flink import prepare_for_flink
 from beam_agents.transforms.streaming import StreamingDoFn
 from beam_agents.transforms.use import AgentUse
 from beam_agents.transforms.windows import RestoreWindows, window_coder
@@ -160,6 +161,8 @@ class RunAgent(beam.PTransform[Any, Any]):
         """Builds the stages."""
         key_type = self._key_type(pcoll)
         self._check_scope(pcoll.pipeline)
+        ledger = None if self._use.ephemeral else self._use.ledger
+        prepare_for_flink(pcoll.pipeline, bounded=pcoll.is_bounded, ledger=ledger)
         agent, windowing = self.agent, pcoll.windowing
         types = {
             RESULTS: RunResult[agent.event_type, agent.output_type],  # type: ignore[name-defined]
@@ -243,9 +246,9 @@ class _Drain:
     def __init__(self, use: AgentUse) -> None:
         self._use = use
 
-    def __call__(self) -> list[Any]:
+    def __call__(self, ticker: int) -> list[Any] | None:
         host = self._use.find()
-        return [] if host is None else host.drain()
+        return [] if host is None else host.drain(ticker)
 
 
 class _Busy:

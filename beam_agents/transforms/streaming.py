@@ -44,6 +44,9 @@ _PATIENCE = 4
 PAUSE_WITHOUT_BELL = 1.0
 """Seconds between two looks at a key in a worker process where no doorbell calls."""
 
+_INBOX_COMPACT_AFTER = 64
+"""Events read from an inbox that was never empty, after which those are dropped from it."""
+
 _COMPACT_AFTER = 256
 """Closed ids of a key from one dropping of those older than `dedupe_for` to the next."""
 
@@ -59,6 +62,8 @@ class Now(_Form):
     """What a key is busy with."""
 
     open: Envelope | None = None
+    revision: int | None = None
+    """Of the agent that the open event was given to: its run ends under the revision it began with."""
     read: int = 0
     """How many events of the inbox were taken."""
     waiting: int = 0
@@ -102,6 +107,7 @@ class _Cells:
         self.now = Now.model_validate_json(raw) if (raw := now.read()) else Now()
         self.memory = Memory.model_validate_json(raw) if (raw := memory.read()) else Memory()
         self._before = (self.now, self.memory)
+        self.was_open = self.now.open
 
     def set_now(self, **changes: Any) -> None:
         self.now = self.now.model_copy(update=changes)
@@ -122,8 +128,15 @@ class _Cells:
                 self.set_now(read=0, waiting=0)
             return None
         waiting = list(self._inbox.read())
+        event = Envelope.model_validate_json(waiting[self.now.read])
         self.set_now(read=self.now.read + 1)
-        return Envelope.model_validate_json(waiting[self.now.read - 1])
+        if self.now.read >= _INBOX_COMPACT_AFTER:
+            left = waiting[self.now.read :]
+            self._inbox.clear()
+            for raw in left:
+                self._inbox.add(raw)
+            self.set_now(read=0, waiting=len(left))
+        return event
 
     def unfinished(self) -> list[Envelope]:
         """The open event and those that wait."""
@@ -191,7 +204,7 @@ class StreamingDoFn(beam.DoFn):
         """Joins the worker."""
         self._host: Host = self._use.join()
         if not self._waits:
-            self._host.watch_orphans(key_of)
+            self._host.watch(key_of, self._use.task_of_record)
 
     def teardown(self) -> None:
         """Leaves the worker."""
@@ -216,7 +229,7 @@ class StreamingDoFn(beam.DoFn):
         else:
             event = Envelope.model_validate_json(data)
             if cells.now.open is None and not cells.now.waiting:
-                cells.set_now(open=event)
+                self._take(cells, event)
             else:
                 cells.wait(event)
             yield from self._advance(cells, arrived=event)
@@ -283,21 +296,28 @@ class StreamingDoFn(beam.DoFn):
                 event = cells.next_event()
                 if event is None:
                     break
-                cells.set_now(open=event)
+                self._take(cells, event)
             outcome = self._outcome(cells, event)
             if outcome is None:
                 break
             for emission in self._close(cells, event, outcome):
                 yield TaggedOutput(*place(emission))
-            cells.set_now(open=None)
-            if arrived is None or event.run_id != arrived.run_id:
-                cells.deadline.clear(dynamic_timer_tag=_tag(event))
+            cells.set_now(open=None, revision=None)
+            tag = _tag(event)
+            if (arrived is None or tag != _tag(arrived)) and all(tag != _tag(other) for other in cells.unfinished()):
+                cells.deadline.clear(dynamic_timer_tag=tag)
+
+    def _take(self, cells: _Cells, event: Envelope) -> None:
+        cells.set_now(open=event, revision=self._use.agent.revision)
 
     def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | ClosedId | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
         if self._use.ephemeral and (before := cells.emitted_before(event)) is not None:  # no ledger knows it
             return before if before.digest == event.digest else conflict(event.run_id)
-        handle = self._host.start(self._task(cells, event))
+        task = self._task(cells, event)
+        # An end that was known before the event was: another worker may have emitted it, when the key was there.
+        known = cells.was_open != event and self._host.find(task.run) is not None
+        handle = self._host.start(task)
         try:
             if self._waits:
                 outcome = handle.done.result()
@@ -310,7 +330,12 @@ class StreamingDoFn(beam.DoFn):
             return None
         except Parked:
             return None
+        except BaseException:
+            self._host.forget(handle.run)  # the bundle fails; the next one tries again
+            raise
         self._host.forget(handle.run)
+        if known and (before := cells.emitted_before(event)) is not None and isinstance(outcome, Ended):
+            return before
         if isinstance(outcome, Ended) and (outcome.run.closed_at or 0) - outcome.run.opened_at < QUICK_SECONDS:
             self._quick = _PATIENCE
         return outcome
@@ -318,11 +343,13 @@ class StreamingDoFn(beam.DoFn):
     def _task(self, cells: _Cells, event: Envelope) -> Any:
         memory = cells.memory
         # A head that does not exist yet is begun with Beam's session only where that is no sign of a lost ledger.
-        begins = self._use.ephemeral or memory.revision != self._use.agent.revision
+        revision = cells.now.revision or self._use.agent.revision
+        begins = self._use.ephemeral or memory.revision != revision
         session = memory.session or Session(version=memory.session_version).model_dump_json()
         return self._use.task(
             cells.key,
             event,
+            revision=revision,
             session_version=memory.session_version,
             session=session if begins and memory.session_version else None,
             ledger_identity=None if self._use.ephemeral else memory.ledger,
@@ -340,7 +367,7 @@ class StreamingDoFn(beam.DoFn):
         cells.set_memory(ledger=outcome.ledger, touched=max(cells.memory.touched, event.micros))
         if outcome.session_version > cells.memory.session_version:  # an event that came back late has an older one
             cells.set_memory(
-                revision=self._use.agent.revision,
+                revision=outcome.run.key.revision,
                 session_version=outcome.session_version,
                 session=outcome.session,
             )

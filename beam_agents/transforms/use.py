@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ from apache_beam.internal import cloudpickle_pickler
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_agents.agent import AgentBase
-from beam_agents.codec import key_text
+from beam_agents.codec import key_of, key_text
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
 from beam_agents.errors import ConfigurationError
-from beam_agents.ledger.base import Ledger, RunKey
+from beam_agents.ledger.base import Ledger, Run, RunKey
 from beam_agents.transforms.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -78,15 +78,20 @@ class AgentUse:
         """Leaves it."""
         this_worker().leave(host)
 
-    def run_key(self, key: Any, envelope: Envelope) -> RunKey:
-        """The run of an event."""
+    def run_key(self, key: Any, envelope: Envelope, revision: int | None = None) -> RunKey:
+        """The run of an event, under the agent's revision unless it began under another."""
         agent = self.agent
-        return RunKey(self.scope, agent.name, agent.revision, key_text(key), envelope.run_id)
+        return RunKey(self.scope, agent.name, revision or agent.revision, key_text(key), envelope.run_id)
 
-    def task(self, key: Any, envelope: Envelope, **more: Any) -> Task:
+    def task_of_record(self, run: Run) -> Task:
+        """The task of an open run, whose event may never come back."""
+        envelope = Envelope(run_id=run.key.run_id, event=run.event, digest=run.digest, micros=0)
+        return replace(self.task(key_of(run.key.key), envelope), run=run.key, event_time=run.event_time)
+
+    def task(self, key: Any, envelope: Envelope, *, revision: int | None = None, **more: Any) -> Task:
         """The task of an event."""
         return Task(
-            run=self.run_key(key, envelope),
+            run=self.run_key(key, envelope, revision),
             key=key,
             event=envelope.event,
             digest=envelope.digest,

@@ -46,7 +46,7 @@ class Drain:
     def __init__(self, test: str) -> None:
         self._test = test
 
-    def __call__(self) -> Iterator[str]:
+    def __call__(self, ticker: int) -> Iterator[str]:
         while True:
             try:
                 yield rung[self._test].get_nowait()
@@ -200,23 +200,40 @@ def tick(monkeypatch):
 
 def test_the_pace_slows_down_while_there_is_nothing_to_do_and_is_back_at_the_first_key(tick):
     keys: list[str] = []
-    ticker = TickerDoFn(lambda: keys, None, 0.05, 0.5)
+    ticker = TickerDoFn(lambda _: keys, None, 0.05, 0.5, 2)
     ticker.process((0, LOOK), tick)
     for _ in range(5):
-        assert list(ticker.ring(tick)) == []
+        assert list(ticker.ring(0, tick)) == []
     keys = ["card"]
-    assert [bell.value for bell in ticker.ring(tick)] == [("card", LOOK)]
+    assert [bell.value for bell in ticker.ring(0, tick)] == [("card", LOOK)]
     assert tick.waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.05]
 
 
 def test_the_pace_stays_up_while_the_process_has_work(tick):
     busy = True
-    ticker = TickerDoFn(tuple, lambda: busy, 0.05, 0.5)
+    ticker = TickerDoFn(lambda _: [], lambda: busy, 0.05, 0.5, 2)
     for _ in range(3):
-        list(ticker.ring(tick))
+        list(ticker.ring(0, tick))
     busy = False
-    list(ticker.ring(tick))
+    list(ticker.ring(0, tick))
     assert tick.waits == [0.05, 0.05, 0.05, 0.1]
+
+
+def test_one_ticker_of_a_process_keeps_the_pace_and_the_others_stand_by(tick):
+    asked = []
+
+    def drain(ticker: int) -> list[str] | None:
+        asked.append(ticker)
+        return ["card"] if ticker == 3 else None
+
+    ticker = TickerDoFn(drain, lambda: True, 0.05, 0.5, 2)
+    assert [[bell.value for bell in ticker.ring(number, tick)] for number in (3, 4, 3)] == [
+        [("card", LOOK)],
+        [],
+        [("card", LOOK)],
+    ]
+    assert asked == [3, 4, 3]
+    assert tick.waits == [0.05, 2, 0.05]
 
 
 @pytest.mark.parametrize(
@@ -229,4 +246,4 @@ def test_the_pace_stays_up_while_the_process_has_work(tick):
 )
 def test_arguments_out_of_range_are_refused(arguments, named):
     with pytest.raises(ConfigurationError, match=named):
-        Doorbell(tuple, **arguments)
+        Doorbell(Drain("none"), **arguments)
