@@ -28,6 +28,13 @@ class LedgerChanged(LedgerError):
     """The job's state remembers another ledger, or more than this one holds; going on would do effects twice."""
 
 
+class StoredFormUnknown(LedgerError):
+    """Beam's state or the ledger holds a record that another release of this package wrote in another form.
+
+    The job stops: to read it wrongly, or to write over it, would lose what it says.
+    """
+
+
 class ModelError(BeamAgentsError):
     """A model request failed.
 

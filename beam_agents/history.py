@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.messages import Message, UserMessage, repair
 from beam_agents.output import CORRECTION
+from beam_agents.stored import Stored
 
 _CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb for English; exact counts differ by model and are not needed here
 
@@ -48,13 +49,9 @@ def _may_begin(message: Message) -> bool:
     return isinstance(message, UserMessage) and not message.text.startswith(CORRECTION)
 
 
-class Session(BaseModel):
-    """What the engine keeps for a key between runs. The JSON of this class is the form on disk."""
+class Session(Stored):
+    """What the engine keeps for a key between runs."""
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = 1
-    """1: first form."""
     version: int = 0
     """Counts the changes; the ledger's head has the newest."""
     touched: int | None = None

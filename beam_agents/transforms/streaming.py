@@ -21,12 +21,12 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from pydantic import BaseModel, ConfigDict
 
 from beam_agents.codec import digest, key_of
 from beam_agents.engine.end import Ended, Refused, conflict
 from beam_agents.engine.live import Parked
 from beam_agents.history import Session
+from beam_agents.stored import Stored
 from beam_agents.transforms.doorbell import LOOK
 from beam_agents.transforms.emission import Emitter, place
 from beam_agents.transforms.envelope import Envelope
@@ -51,14 +51,7 @@ _COMPACT_AFTER = 256
 """Closed ids of a key from one dropping of those older than `dedupe_for` to the next."""
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    version: int = 1
-    """1: first form."""
-
-
-class Now(_Form):
+class Now(Stored):
     """What a key is busy with."""
 
     open: Envelope | None = None
@@ -70,7 +63,7 @@ class Now(_Form):
     """How many events were put into the inbox since it was last emptied."""
 
 
-class Memory(_Form):
+class Memory(Stored):
     """What a key keeps between runs."""
 
     ledger: str | None = None
@@ -87,7 +80,7 @@ class Memory(_Form):
     expiry_set: bool = False
 
 
-class ClosedId(_Form):
+class ClosedId(Stored):
     """An event that was emitted."""
 
     run_id: str
@@ -104,8 +97,8 @@ class _Cells:
         self.key = key
         self._now, self._memory, self._inbox, self._closed = now, memory, inbox, closed
         self.deadline, self.expiry = deadline, expiry
-        self.now = Now.model_validate_json(raw) if (raw := now.read()) else Now()
-        self.memory = Memory.model_validate_json(raw) if (raw := memory.read()) else Memory()
+        self.now = Now.from_json(raw) if (raw := now.read()) else Now()
+        self.memory = Memory.from_json(raw) if (raw := memory.read()) else Memory()
         self._before = (self.now, self.memory)
         self.was_open = self.now.open
 
@@ -147,7 +140,7 @@ class _Cells:
     def emitted_before(self, event: Envelope) -> ClosedId | None:
         """What this state has emitted under the event's id."""
         for raw in self._closed.read():
-            closed = ClosedId.model_validate_json(raw)
+            closed = ClosedId.from_json(raw)
             if closed.run_id == event.run_id:
                 return closed
         return None
@@ -155,13 +148,13 @@ class _Cells:
     def note_emitted(self, event: Envelope, at: float, dedupe_seconds: float) -> None:
         """Notes that the event is emitted."""
         if self.memory.closed >= _COMPACT_AFTER:
-            kept = [raw for raw in self._closed.read() if ClosedId.model_validate_json(raw).at > at - dedupe_seconds]
+            kept = [raw for raw in self._closed.read() if ClosedId.from_json(raw).at > at - dedupe_seconds]
             self._closed.clear()
             for raw in kept:
                 self._closed.add(raw)
             self.set_memory(closed=0)
         closed = ClosedId(run_id=event.run_id, digest=event.digest, at=at)
-        self._closed.add(closed.model_dump_json().encode())
+        self._closed.add(closed.to_json())
         self.set_memory(closed=self.memory.closed + 1)
 
     def write(self) -> None:
@@ -171,9 +164,9 @@ class _Cells:
             if self.now == Now():
                 self._now.clear()
             else:
-                self._now.write(self.now.model_dump_json().encode())
+                self._now.write(self.now.to_json())
         if self.memory != memory:
-            self._memory.write(self.memory.model_dump_json().encode())
+            self._memory.write(self.memory.to_json())
 
 
 class StreamingDoFn(beam.DoFn):
@@ -276,7 +269,7 @@ class StreamingDoFn(beam.DoFn):
         raw = memory.read()
         if ttl is None or raw is None:
             return
-        kept = Memory.model_validate_json(raw)
+        kept = Memory.from_json(raw)
         due = kept.touched / 1e6 + ttl.total_seconds()
         if due > fired.micros / 1e6:
             expiry.set(due)
@@ -284,7 +277,7 @@ class StreamingDoFn(beam.DoFn):
         changes: dict[str, Any] = {"expiry_set": False}  # the next run that ends sets the timer again
         if not now.read():
             changes |= {"session": None}
-        memory.write(kept.model_copy(update=changes).model_dump_json().encode())
+        memory.write(kept.model_copy(update=changes).to_json())
 
     # ---- the path of an event ----
 
