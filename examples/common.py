@@ -33,6 +33,7 @@ from pydantic import BaseModel
 
 from beam_agents import ConfigurationError, FailureReason, Model, RunFailure, worker_status
 from beam_agents.codec import canonical_json
+from beam_agents.io import Line, ReadLines
 from beam_agents.models import resolve_model
 
 DEFAULT_RUNNER = "FnApiRunner"
@@ -82,7 +83,7 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None = None) -> tuple
     if arguments.base_url and not arguments.model:
         made.error("--base-url names the server of a --model; give both")
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
-    arguments.ledger = arguments.ledger or f"sqlite:///{arguments.out}/ledger.db"
+    arguments.ledger = arguments.ledger or f"sqlite:///{Path(arguments.out).absolute()}/ledger.db"
     return arguments, options
 
 
@@ -119,6 +120,23 @@ class ReadRows(beam.PTransform):
         return read.rows, read.bad
 
 
+class FollowRows(beam.PTransform):
+    """As `ReadRows`, but without end: the JSONL files of a folder, and whatever is appended to them.
+
+    Args:
+        folder: Where the files are, on each worker.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def expand(self, pipeline: Any) -> tuple[beam.PCollection[Row], beam.PCollection[Any]]:
+        read = pipeline | "Lines" >> ReadLines(self.folder)
+        rows = read.lines | "Rows" >> beam.FlatMap(_tagged_row).with_outputs("bad", main="rows")
+        return rows.rows, (read.bad, rows.bad) | "Bad" >> beam.Flatten()
+
+
 def read_rows(path: str | Path) -> Iterator[Row | RunFailure[Any]]:
     """The rows of a file; what is not one comes as a `RunFailure`."""
     path = Path(path)
@@ -126,8 +144,16 @@ def read_rows(path: str | Path) -> Iterator[Row | RunFailure[Any]]:
 
 
 def _tagged_rows(path: str) -> Iterator[Any]:
-    for row in read_rows(path):
-        yield beam.pvalue.TaggedOutput("bad", (None, row)) if isinstance(row, RunFailure) else row
+    yield from map(_tagged, read_rows(path))
+
+
+def _tagged_row(line: Line) -> Iterator[Any]:
+    if line.text.strip():
+        yield _tagged(_json_row(line.text.encode(), line.id))
+
+
+def _tagged(row: Row | RunFailure[Any]) -> Any:
+    return beam.pvalue.TaggedOutput("bad", (None, row)) if isinstance(row, RunFailure) else row
 
 
 def _json_rows(path: Path) -> Iterator[Row | RunFailure[Any]]:
@@ -135,15 +161,16 @@ def _json_rows(path: Path) -> Iterator[Row | RunFailure[Any]]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # also what is not UTF-8
-                yield _bad(path, number, f"is not JSON: {error}", line.decode("utf-8", "backslashreplace").rstrip())
-                continue
-            if isinstance(row, dict):
-                yield row
-            else:
-                yield _bad(path, number, "is not a JSON object", line.decode().rstrip())
+            yield _json_row(line, f"{path.name}, line {number}")
+
+
+def _json_row(line: bytes, where: str) -> Row | RunFailure[Any]:
+    raw = line.decode("utf-8", "backslashreplace").rstrip()
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # also what is not UTF-8
+        return _bad(f"{where} is not JSON: {error}", raw)
+    return row if isinstance(row, dict) else _bad(f"{where} is not a JSON object", raw)
 
 
 def _csv_rows(path: Path) -> Iterator[Row | RunFailure[Any]]:
@@ -156,23 +183,24 @@ def _csv_rows(path: Path) -> Iterator[Row | RunFailure[Any]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _bad(path, reader.line_num, f"is not CSV: {error}", "")
+                yield _bad(f"{path.name}, line {reader.line_num} is not CSV: {error}", "")
                 continue
             if not cells:
                 continue
+            where = f"{path.name}, line {reader.line_num}"
             raw = ",".join(cells).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if not header:
                 header = cells
             elif len(cells) != len(header):
-                yield _bad(path, reader.line_num, f"has {len(cells)} cells, the header has {len(header)}", raw)
+                yield _bad(f"{where} has {len(cells)} cells, the header has {len(header)}", raw)
             elif raw != ",".join(cells):
-                yield _bad(path, reader.line_num, "is not UTF-8", raw)
+                yield _bad(f"{where} is not UTF-8", raw)
             else:
                 yield {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
 
 
-def _bad(path: Path, line: int, what: str, raw: str) -> RunFailure[Any]:
-    return RunFailure(reason=FailureReason.INVALID_EVENT, message=f"{path.name}, line {line} {what}", raw=raw)
+def _bad(message: str, raw: str) -> RunFailure[Any]:
+    return RunFailure(reason=FailureReason.INVALID_EVENT, message=message, raw=raw)
 
 
 # ---- files out ----

@@ -12,6 +12,18 @@ from beam_agents.engine.live import REPLAY_VARIABLE
 logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long forms of tests that have a short one, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skipped = pytest.mark.skip(reason="a long form: make test-flink, or pytest --long")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skipped)
+
+
 @pytest.fixture(params=["live", "replayed"])
 def replay_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test twice: as it is, and with each coroutine dropped and rebuilt from its journal at every suspension."""

@@ -59,7 +59,7 @@ DEFAULTS: tuple[FlinkDefault, ...] = (
     FlinkDefault(
         "finish_bundle_before_checkpointing",
         True,
-        "otherwise results of a bundle that a checkpoint cuts wait for the next event, and on a quiet stream none comes",
+        "else results of a bundle that a checkpoint cuts wait for the next event, which on a quiet stream never comes",
     ),
     FlinkDefault(
         "checkpointing_interval",
@@ -103,6 +103,7 @@ class FlinkAgentOptions(PipelineOptions):
         reasons = {default.option: default.reason for default in DEFAULTS}
         for option in ("max_bundle_time_mills", "checkpointing_interval"):
             parser.add_argument(f"--{option}", type=int, help=f"Milliseconds: {reasons[option]}.")
+        parser.add_argument("--shutdown_sources_after_idle_ms", type=int, help="Milliseconds: see Flink.")
         for option, bare in _SWITCHES.items():
             parser.add_argument(
                 f"--{option}", nargs="?", const=bare, type=_true_or_false, help=reasons.get(option, "see Flink")
@@ -147,11 +148,8 @@ def prepare_for_flink(pipeline: Pipeline, *, bounded: bool, ledger: Ledger | Non
     if ledger is not None:
         _check_ledger(ledger, _loopback(portable, on_flink), portable)
     if bounded:
-        if options.view_as(StandardOptions).streaming and not _has_unbounded(pipeline.transforms_stack[0]):
-            _warn(
-                "--streaming with bounded input: results come, but the Flink job does not end by itself, since it "
-                "goes on to make checkpoints; leave out --streaming, then it runs in batch mode and ends"
-            )
+        if not _has_unbounded(pipeline.transforms_stack[0]):
+            _check_ends(options)
         return
     if _loopback(portable, on_flink):
         _LOGGER.warning(
@@ -200,13 +198,23 @@ def _check_options(options: PipelineOptions) -> None:
     if agents.allow_non_restored_state:
         _warn(
             "--allow_non_restored_state: what the savepoint holds for a changed part of the pipeline is dropped "
-            "without a word, sessions and waiting events with it; leave it out, and see docs/flink.md on changes of the code"
+            "without a word, sessions and waiting events with it; leave it out (docs/flink.md: changing the code)"
         )
     cache = options.view_as(WorkerOptions).max_cache_memory_usage_mb
     if cache:
         _warn(
             f"--max_cache_memory_usage_mb={cache!r}: the cache makes small states such as an agent's slower, since it "
             "measures each value; leave it out"
+        )
+
+
+def _check_ends(options: PipelineOptions) -> None:
+    agents = options.view_as(FlinkAgentOptions)
+    checkpoints = (agents.checkpointing_interval or -1) > 0
+    if options.view_as(StandardOptions).streaming and checkpoints and agents.shutdown_sources_after_idle_ms is None:
+        _warn(
+            "--streaming with bounded input: results come, but with checkpoints Flink keeps the job for ever; leave "
+            "out --streaming, then it runs in batch mode and ends, or give --shutdown_sources_after_idle_ms=0"
         )
 
 
@@ -226,8 +234,8 @@ def _check_ledger(ledger: Ledger, loopback: bool, portable: PortableOptions) -> 
     if not ledger.durable:
         raise ConfigurationError(
             f"ledger={ledger.url!r} is kept in the memory of one worker process and lost with it, so on a cluster "
-            "effects would be made twice; give ledger='sqlite:////absolute/path.db' if all workers are on one host, or run "
-            "with --environment_type=LOOPBACK (no cluster)"
+            "effects would be made twice; give ledger='sqlite:////absolute/path.db' if all workers are on one host, or "
+            "run with --environment_type=LOOPBACK (no cluster)"
         )
     if not isinstance(ledger, SqliteLedger):
         return

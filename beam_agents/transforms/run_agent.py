@@ -17,7 +17,7 @@ from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.typehints import Any as AnyHint
-from apache_beam.typehints.typehints import coerce_to_kv_type
+from apache_beam.typehints.typehints import UnionConstraint, coerce_to_kv_type
 
 from beam_agents.agent import AgentBase
 from beam_agents.codec import digest
@@ -218,7 +218,8 @@ class RunAgent(beam.PTransform[Any, Any]):
                 f"RunAgent({self.agent.name!r}): its input has elements of {element_type}, not pairs of key and event; "
                 "put beam.WithKeys(...) before it"
             ) from error
-        return key_type
+        # A key that may be None is refused on arrival, and its type has no deterministic coder.
+        return Any if key_type == AnyHint or isinstance(key_type, UnionConstraint) else key_type
 
     def _check_scope(self, pipeline: Pipeline) -> None:
         applied = [t for t in _transforms(pipeline.transforms_stack[0]) if isinstance(t, RunAgent)]

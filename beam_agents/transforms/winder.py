@@ -21,33 +21,33 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 _END: Final[Timestamp] = GlobalWindow().max_timestamp() - Duration(24 * 3600)
 """So late that no window ever waits for it, and early enough that nothing is dropped."""
 
-_REWIND_SECONDS: Final = 3600
+HOURLY: Final = 3600.0
 
 
 class Winder(beam.PTransform[Any, Any]):
-    """Emits (number, b"") for each of `keys` numbers at the start and once an hour: a timer that was lost starts again.
+    """Emits (number, b"") for each of `keys` numbers at the start and now and then: a timer that was lost starts again.
 
     The watermark of the output is a day before the end of time. So what follows has the watermark at which its timers
     hold it: a processing-time timer holds it at the time of the element or of the firing that set it.
 
     Args:
         keys: How many numbers, from 0.
-        holds: Whether timers set by its elements hold the watermark at the wall clock, for what emits elements that
-            windows wait for. Otherwise nobody ever waits.
+        holds: Whether its elements are at the wall clock, so that timers set by them hold the watermark there; for what
+            emits elements that windows wait for. Otherwise they are at the end and nobody ever waits.
+        seconds: Between two elements of a key. Much less than an hour is for runners without RocksDB only.
     """
 
-    def __init__(self, keys: int, *, holds: bool) -> None:
+    def __init__(self, keys: int, *, holds: bool, seconds: float = HOURLY) -> None:
         super().__init__()
-        self._keys = keys
-        self._holds = holds
+        self._wind = _WindDoFn(keys, holds, seconds)
 
     def expand(self, pipeline: Any) -> Any:
-        wind = _WindDoFn(self._keys, self._holds)
-        return pipeline | "Start" >> beam.Impulse() | "Hourly" >> beam.ParDo(wind).with_output_types(tuple[int, bytes])
+        wind = beam.ParDo(self._wind).with_output_types(tuple[int, bytes])
+        return pipeline | "Start" >> beam.Impulse() | "Emit" >> wind
 
 
-class _Hours(RestrictionProvider):
-    """An endless range with one position an hour, which is never split: two halves would wind every key twice."""
+class _Turns(RestrictionProvider):
+    """An endless range with one position a turn, which is never split: two halves would wind every key twice."""
 
     def initial_restriction(self, element: Any) -> OffsetRange:
         return OffsetRange(0, sys.maxsize)
@@ -79,19 +79,20 @@ class _AtTheEnd(WatermarkEstimatorProvider):
 
 
 class _WindDoFn(beam.DoFn):
-    def __init__(self, keys: int, holds: bool) -> None:
+    def __init__(self, keys: int, holds: bool, seconds: float) -> None:
         self._keys = keys
         self._holds = holds
+        self._seconds = seconds
 
     @beam.DoFn.unbounded_per_element()
     def process(
         self,
         element: bytes,
-        restriction: Any = beam.DoFn.RestrictionParam(_Hours()),
+        restriction: Any = beam.DoFn.RestrictionParam(_Turns()),
         _watermark: Any = beam.DoFn.WatermarkEstimatorParam(_AtTheEnd()),
     ) -> Iterator[TimestampedValue]:
         if restriction.try_claim(restriction.current_restriction().start):
             at = Timestamp.now() if self._holds else _END
             for key in range(self._keys):
                 yield TimestampedValue((key, b""), at)
-            restriction.defer_remainder(Duration(_REWIND_SECONDS))
+            restriction.defer_remainder(Duration(self._seconds))

@@ -20,7 +20,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import beam_agents
-from beam_agents import Agent, Budget, FailureReason, RunAgent, RunContext, WorkerStatus, workflow
+from beam_agents import Agent, Budget, FailureReason, RunAgent, RunContext, WorkerStatus, cli, workflow
 from beam_agents.transforms.run_agent import AgentOutputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +120,16 @@ def check_command(words: list[str], programs: list[str]) -> None:
         return
     words[0] = words[0].removeprefix(".venv/bin/")
     if words[0] == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         for word in words[1:]:
             name, equals, value = word.partition("=")
             assert name in (("PYTHON", "VENV", "ARGS") if equals else targets), f"make {word}"
             if name == "ARGS":
                 check_options("examples.fraud" if "demo" in words else "pytest", shlex.split(value))
+    elif words[0] == "beam-agents":
+        with pytest.raises(SystemExit) as left:
+            cli.main([*words[1:3], "--help"])
+        assert left.value.code == 0
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) is not None, f"there is no module {words[2]!r}"
         check_options(words[2], words[3:])
@@ -137,7 +141,8 @@ def check_command(words: list[str], programs: list[str]) -> None:
 def check_options(module: str, words: list[str]) -> None:
     if not module.startswith("examples."):
         return
-    sources = [ROOT / "examples/common.py", ROOT / module.replace(".", "/") / "main.py"]
+    program = ROOT / module.replace(".", "/")
+    sources = [ROOT / "examples/common.py", program / "main.py" if program.is_dir() else program.with_suffix(".py")]
     known = set(re.findall(r'"(--[a-z-]+)"', "".join(source.read_text(encoding="utf-8") for source in sources)))
     known |= {f"--{name}" for name in PipelineOptions([]).get_all_options()}
     for word in words:
