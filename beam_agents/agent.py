@@ -12,11 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from beam_agents.budget import Budget
-from beam_agents.codec import adapter, canonical_json, digest, dump, key_text, load, named, recall, shown, told
-from beam_agents.codec import to_json_value
+from beam_agents.codec import adapter, canonical_json, digest, dump, key_text, load, recall, shown, to_json_value, told
 from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError, RunFailed, StateMismatch
 from beam_agents.events import RunResult
@@ -192,7 +191,7 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
             return cast(StateT, recall(self.state_type, canonical_json(state), "state"))
         except ValueError as error:
             raise StateMismatch(
-                f"the key's state does not fit agent {self.name!r}, state_type {error}. It is kept as it was: let "
+                f"the key's state does not fit {self.name!r}, state_type {error}. It is kept as it was: let "
                 "state_type read what was written before (defaults for new fields, a validator with mode='before')"
             ) from error
 
@@ -221,7 +220,9 @@ class AgentBase(ABC, Generic[EventT, OutputT, StateT, DepsT]):
         try:
             return self.dump_state(after)
         except ValueError as error:
-            raise ValueError(f"on_event returned {shown(after)}, which cannot be the key's state: {told(error)}") from error
+            raise ValueError(
+                f"on_event returned {shown(after)}, which cannot be the key's state: {told(error)}"
+            ) from error
 
     def decide_without_model(self, state: JsonValue, event: EventT) -> OutputT | None:
         """What `skip` says."""

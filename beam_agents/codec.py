@@ -105,8 +105,9 @@ def recall(type_: Any, text: str | bytes, whole: str) -> Any:
     name = getattr(type_, "__name__", None) or str(type_)
     try:
         value = load(type_, text)
+        plain = json.loads(text)
         again = json.loads(adapter(type_).dump_json(value, by_alias=False, round_trip=True, warnings=False))
-        dropped = list(_dropped(value, json.loads(text), again))
+        dropped = [] if again == plain else list(_dropped(value, plain, again))
     except BaseException as error:
         why = explain(error, whole) if isinstance(error, ValidationError) else named(error)
         raise ValueError(f"{name}: {why}") from error
@@ -119,7 +120,7 @@ def recall(type_: Any, text: str | bytes, whole: str) -> Any:
 
 
 def _dropped(value: Any, plain: Any, again: Any, path: str = "") -> Iterator[str]:
-    """The fields of `plain` that `value`, which was read from it, does not have; `again` is the JSON data of `value`."""
+    """The fields of `plain` that `value`, which was read from it, lacks; `again` is the JSON data of `value`."""
     if isinstance(value, RootModel):
         yield from _dropped(value.root, plain, again, path)
     elif isinstance(plain, dict) and isinstance(again, dict):
@@ -129,10 +130,9 @@ def _dropped(value: Any, plain: Any, again: Any, path: str = "") -> Iterator[str
         for name, part in _parts(value, again).items():
             if name in plain and name in again:
                 yield from _dropped(part, plain[name], again[name], f"{path}{name}.")
-    elif isinstance(plain, list) and isinstance(again, list) and isinstance(value, (list, tuple, deque)):
-        if len(plain) == len(again) == len(value):
-            for index, part in enumerate(value):
-                yield from _dropped(part, plain[index], again[index], f"{path}{index}.")
+    elif isinstance(value, (list, tuple, deque)) and isinstance(plain, list) and isinstance(again, list):
+        for index, (part, old, new) in enumerate(zip(value, plain, again, strict=False)):
+            yield from _dropped(part, old, new, f"{path}{index}.")
 
 
 def _settled(value: Any, plain: Any) -> Any:
@@ -172,9 +172,7 @@ def explain(error: ValidationError, whole: str) -> str:
         error: The error.
         whole: What to call the value when the error is about all of it.
     """
-    return printable(
-        "; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in error.errors())
-    )
+    return printable("; ".join(f"{'.'.join(map(str, item['loc'])) or whole}: {item['msg']}" for item in error.errors()))
 
 
 def printable(text: str) -> str:

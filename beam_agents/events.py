@@ -45,8 +45,8 @@ class FailureReason(StrEnum):
     """The budget's `wall_clock` ran out."""
     MODEL_ERROR = "model_error"
     INVALID_OUTPUT = "invalid_output"
-    """The model's answer did not fit `output_type`, also after it was told what was wrong; or a recorded answer does not
-    fit the `output_type` of this release."""
+    """The model's answer did not fit `output_type`, also after it was told what was wrong; or a recorded answer does
+    not fit the `output_type` of this release."""
     TOOL_ERROR = "tool_error"
     RESULT_LOST = "result_lost"
     """A call that changes something happened, but what it returned cannot be recorded; `message` shows it."""
@@ -117,7 +117,8 @@ class TraceRecord(_Record):
     name: str
     attempt: int
     outcome: str
-    """`ok`, `retry`, `failed`, `error`, `in_doubt`, or `open` for a call without outcome when the run ended."""
+    """`ok`, `retry`, `failed`, `rejected`, `error`, `result_lost`, `in_doubt`, `not_happened`, or `open` for a call
+    without outcome when the run ended."""
     arguments: Any = None
     started: float
     """Seconds since 1970 when the intent was recorded."""

@@ -10,13 +10,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from beam_agents.codec import digest
+from beam_agents.codec import digest, named
 from beam_agents.context import RunContext
 from beam_agents.engine import effects
 from beam_agents.engine.execution import Request
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Outcome
-from beam_agents.ledger.base import LEASE_SECONDS, Done, Effect, Intend, Record, Recorded, Run
+from beam_agents.errors import LedgerError
+from beam_agents.ledger.base import (
+    LEASE_SECONDS,
+    Answer,
+    Command,
+    Done,
+    Effect,
+    Intend,
+    LedgerUnavailable,
+    Record,
+    Recorded,
+    Run,
+)
+from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
     from beam_agents.engine.host import Host
@@ -27,6 +40,21 @@ INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
 
 class Fenced(Exception):
     """Another worker has the run, or it has ended."""
+
+
+async def ask(ledger: LedgerWriter, command: Command) -> Answer:
+    """Has the ledger carry out a command.
+
+    Raises:
+        LedgerError: It never will, or it broke; no fault of the run, which has to wait for another ledger or release.
+        LedgerUnavailable: The worker ends.
+    """
+    try:
+        return await ledger.ask(command)
+    except (LedgerError, LedgerUnavailable):
+        raise
+    except Exception as error:
+        raise LedgerError(f"{ledger.ledger.url} broke at {type(command).__name__}: {named(error)}") from error
 
 
 class _NotStarted(Exception):
@@ -45,7 +73,8 @@ class Attempts:
 
     Attributes:
         settled: Paths whose outcome is recorded, in that order; `None` when there is something else to look at.
-        failure: What broke an effect off for reasons of the engine: fenced, or a ledger that refuses.
+        failure: What broke an effect off for reasons of the engine: fenced, a ledger that refuses, or what nobody
+            foresaw.
         stopping: Once true, nothing new is started.
         model_calls: Requests made here.
         tool_calls: Calls made here.
@@ -140,9 +169,8 @@ class Attempts:
             while self._journal.settled(request.path, self._retries[request.path]) is None:
                 async with self._host.slots(request.kind):
                     effect, outcome = await self._attempt(request)
-                    answer = await self._host.ledger.ask(
-                        Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
-                    )
+                    record = Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
+                    answer = await ask(self._host.ledger, record)
                 assert isinstance(answer, Recorded)
                 self._journal.put(answer.effect)
                 if answer.effect.status == "error":
@@ -167,7 +195,10 @@ class Attempts:
         left = self._left_open(request.path)
         if left is not None:  # a dead worker's; its outcome must be known before anything else
             tool, arguments = request.payload
-            return left, await effects.reconcile(tool, self._call_context(left), arguments)
+            context = self._call_context(left)
+            if isinstance(context, str):
+                return left, Outcome.of("in_doubt", f"its worker died during the call, and {context}")
+            return left, await effects.reconcile(tool, context, arguments)
         effect = await self._intend(request)
         if self.stopping:
             return effect, Outcome.of("not_happened", "the run ended before the call was made")
@@ -181,10 +212,13 @@ class Attempts:
             return effect, await effects.ask_model(
                 model, asked, connect=self._host.connect, network_forbidden=self._network_forbidden
             )
+        tool, arguments = request.payload
+        context = self._call_context(effect)
+        if isinstance(context, str):
+            return effect, Outcome.of("error", f"tool {tool.name!r} was not called: {context}")
         self.tool_calls += 1
         self._host.status.tool_calls += 1
-        tool, arguments = request.payload
-        return effect, await effects.call_tool(tool, self._call_context(effect), arguments)
+        return effect, await effects.call_tool(tool, context, arguments)
 
     async def _intend(self, request: Request) -> Effect:
         """Records that an attempt is about to be made. A sleep that a dead worker left goes on as it was."""
@@ -206,7 +240,7 @@ class Attempts:
         )
         while True:
             asked = time.monotonic()
-            answer = await self._host.ledger.ask(Intend(self._run.key, self._run.epoch, effect))
+            answer = await ask(self._host.ledger, Intend(self._run.key, self._run.epoch, effect))
             if not isinstance(answer, Done):
                 raise Fenced
             if time.monotonic() - asked < INTENT_FRESH_SECONDS:
@@ -214,10 +248,14 @@ class Attempts:
         self._journal.put(replace(effect, intent_at=answer.at))
         return effect
 
-    def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any]:
+    def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any] | str:
+        """What the call gets, or why it cannot get it."""
         # Without the attempt: the other side must see that a second attempt is the same call.
         run = self._run.key
         key = digest(run.scope, run.agent, str(run.revision), run.key, run.run_id, effect.path, effect.digest)
         context = self._context().for_call(key, effect.attempt)
-        context.state = copy.deepcopy(context.state)  # what a tool changes would be lost in a replay
+        try:
+            context.state = copy.deepcopy(context.state)  # what a tool changes would be lost in a replay
+        except BaseException as error:
+            return f"ctx.state cannot be copied for it: {named(error)}"
         return context

@@ -7,18 +7,18 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from beam_agents.codec import named, shown, told
 from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Outcome
-from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolFailed
-from beam_agents.messages import ModelRequest
+from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.messages import ModelRequest, ModelResponse
+from beam_agents.models.base import Model
+from beam_agents.models.fallback import FallbackModel
 from beam_agents.models.network import check_network_allowed
 from beam_agents.models.retry import request_with_retries
 from beam_agents.tools import CannotHappen, Happened, Tool, Unknown
-
-if TYPE_CHECKING:
-    from beam_agents.models.base import Model
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -28,18 +28,43 @@ async def ask_model(
 ) -> Outcome:
     """Asks a model, with the retries of the request's settings."""
     try:
-        allowed = check_network_allowed(model, network_forbidden)
-        for one in allowed if network_forbidden else (model,):
-            await _contained(connect(one), request.settings.timeout)
-        response = await _contained(request_with_retries(model, request, forbidden=network_forbidden))
-        return Outcome("ok", response.model_dump_json())
+        check_network_allowed(model, network_forbidden)
+        asked = model
+        if isinstance(model, FallbackModel):  # it passes over a member that cannot be connected
+            await _contained(connect(model), request.settings.timeout)
+        else:
+            asked = _Connected(model, connect)
+        response = await _contained(request_with_retries(asked, request, forbidden=network_forbidden))
+        written = response.model_dump_json()
+        ModelResponse.model_validate_json(written)  # a record that cannot be read would end the run
+        return Outcome("ok", written)
     except ModelError as error:
-        return Outcome.of("error", str(error))
+        return Outcome.of("error", told(error))
     except _TimedOut:
         return Outcome.of("error", f"model {model.name!r} did not connect in {request.settings.timeout:g} s")
     except Exception as error:
         _LOGGER.exception("model %r raised", model.name)
         return Outcome.of("error", f"model {model.name!r} raised {_named(error)}")
+
+
+class _Connected(Model):
+    """A model that its first request connects, so that a connection that fails is tried again as a request is."""
+
+    def __init__(self, model: Model, connect: Callable[[Model], Awaitable[None]]) -> None:
+        self._model = model
+        self._connect = connect
+        self.network = model.network
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    async def request(self, request: ModelRequest) -> ModelResponse:
+        try:
+            await self._connect(self._model)
+        except OSError as error:
+            raise ModelError(f"model {self.name!r} cannot be connected: {named(error)}", retryable=True) from error
+        return await self._model.request(request)
 
 
 async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
@@ -48,11 +73,11 @@ async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], argumen
         result = await _invoke(tool, tool.function, context, arguments)
         return _result(tool, result)
     except ModelRetry as error:
-        return Outcome.of("retry", str(error))
+        return Outcome.of("retry", told(error))
     except ToolFailed as error:
-        return Outcome.of("failed", str(error))
+        return Outcome.of("failed", told(error))
     except FailRun as error:
-        return Outcome.of("rejected", str(error))
+        return Outcome.of("rejected", told(error))
     except _TimedOut:
         why = f"tool {tool.name!r} did not answer in {tool.timeout.total_seconds():g} s"
     except Exception as error:
@@ -89,17 +114,24 @@ async def _look_into(
         case CannotHappen():
             return Outcome.of(not_happened, f"{why}; reconcile says that it had no effect")
         case Unknown():
-            return Outcome.of("in_doubt", f"{why}, and reconcile cannot say{': ' if verdict.why else ''}{verdict.why}")
+            return Outcome.of("in_doubt", f"{why}, and reconcile cannot say{f': {verdict.why}' if verdict.why else ''}")
         case _:
             expected = "Happened(result), CannotHappen() or Unknown()"
-            return Outcome.of("in_doubt", f"{why}, and reconcile returned {verdict!r} instead of {expected}")
+            return Outcome.of("in_doubt", f"{why}, and reconcile returned {shown(verdict)} instead of {expected}")
 
 
 def _result(tool: Tool[Any], result: Any) -> Outcome:
     try:
-        return Outcome.of("ok", tool.result_json(result))
-    except ValueError as error:
-        return Outcome.of("error", f"tool {tool.name!r} returned what JSON cannot hold: {error}")
+        plain = tool.result_json(result)
+        tool.result_from(plain)
+        return Outcome.of("ok", plain)
+    except ToolError as error:
+        why = told(error)
+    except BaseException as error:  # validators and serializers of the user's types may raise anything
+        what = told(error) if isinstance(error, ValueError) else named(error)
+        why = f"tool {tool.name!r} returned what JSON cannot hold: {what}"
+    # An error would say that it may not have happened: the model, the code or a person could then do it again.
+    return Outcome.of("error" if tool.effect == "pure" else "result_lost", f"{why}; it was {shown(result)}")
 
 
 class _TimedOut(Exception):
@@ -111,7 +143,7 @@ class _Left(Exception):
 
 
 def _named(error: Exception) -> str:
-    return str(error) if isinstance(error, _Left) else f"{type(error).__name__}: {error}"
+    return told(error) if isinstance(error, _Left) else named(error)
 
 
 async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> Any:
@@ -125,8 +157,10 @@ async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> A
     async def inside() -> Any:
         try:
             return await awaited
-        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            raise _Left(f"{type(error).__name__}: {error}") from error
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            raise _Left(named(error)) from error
 
     task = asyncio.ensure_future(inside())
     try:
@@ -181,7 +215,7 @@ async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         except Exception as raised:
             error = raised
         except BaseException as raised:
-            error = _Left(f"{type(raised).__name__}: {raised}")
+            error = _Left(named(raised))
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the worker's loop has ended

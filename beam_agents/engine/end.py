@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from beam_agents.budget import Usage
 from beam_agents.events import FailureReason, TraceRecord
 from beam_agents.ledger.base import Effect, Run
 from beam_agents.messages import Message, ModelResponse
+from beam_agents.stored import Stored
 
 
-class End(BaseModel):
-    """What a run came to. The JSON of this class is the form in the ledger."""
+class End(Stored):
+    """What a run came to."""
 
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = 1
-    """1: first form."""
     kind: Literal["answer", "skipped", "failure"]
     output: JsonValue = None
     reason: FailureReason | None = None
@@ -72,7 +70,8 @@ def trace_of(run_id: str, effects: tuple[Effect, ...]) -> list[TraceRecord]:
 def _trace(run_id: str, effect: Effect) -> TraceRecord:
     tokens = None
     if effect.kind == "model" and effect.status == "ok" and effect.value is not None:
-        tokens = ModelResponse.model_validate_json(effect.value).tokens
+        with contextlib.suppress(ValueError):  # a trace is not worth a bundle
+            tokens = ModelResponse.model_validate_json(effect.value).tokens
     return TraceRecord(
         run_id=run_id,
         path=effect.path,

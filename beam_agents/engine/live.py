@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from beam_agents.codec import told
 from beam_agents.context import RunContext
-from beam_agents.engine.attempts import Attempts, Fenced
+from beam_agents.engine.attempts import Attempts, Fenced, ask
+from beam_agents.engine.emit import recorded_event
 from beam_agents.engine.end import End, Ended, Refused, conflict
 from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
-from beam_agents.engine.machine import Ending, Machine, Port, describe, reason_of
+from beam_agents.engine.machine import Ending, Machine, Port, describe, doubt, reason_of
 from beam_agents.engine.task import Task
-from beam_agents.errors import LedgerChanged, StateMismatch
+from beam_agents.errors import LedgerChanged, LedgerError, StateMismatch
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
 from beam_agents.ledger.base import (
+    Answer,
     Busy,
     Close,
     Closed,
+    Command,
     Conflict,
+    LedgerUnavailable,
     Open,
     Opened,
     OtherOpen,
@@ -69,11 +74,13 @@ class LiveRun:
         self._out_of_time = False
 
     async def main(self) -> Ended | Refused:
-        """Runs to the end.
+        """Runs to the end. Whatever user code or a record does to it is an end, too: what is raised here fails the
+        bundle, and a runner tries a failed bundle again for ever.
 
         Raises:
             LedgerChanged: Beam's state and this ledger do not belong together.
-            LedgerError: The ledger refused for good.
+            LedgerError: The ledger refused for good, or broke.
+            LedgerUnavailable: The worker ends.
             Parked: The worker let the run go.
         """
         while True:
@@ -81,7 +88,7 @@ class LiveRun:
             if not isinstance(opened, Opened):
                 return opened
             if self._parked:  # before it did anything
-                await self._host.ledger.ask(Release(opened.run.key, opened.run.epoch))
+                await self._ask(Release(opened.run.key, opened.run.epoch))
                 raise Parked
             try:
                 return await self._drive(opened)
@@ -99,10 +106,13 @@ class LiveRun:
             self._attempts.stopping = True
             self._attempts.settled.put_nowait(None)
 
+    async def _ask(self, command: Command) -> Answer:
+        return await ask(self._host.ledger, command)
+
     # ---- opening ----
 
     async def _open(self) -> Opened | Ended | Refused:
-        task, ask = self._task, self._host.ledger.ask
+        task = self._task
         self._identity = identity = await self._host.ledger.ready()
         if task.ledger_identity not in (None, identity):
             raise LedgerChanged(
@@ -111,7 +121,7 @@ class LiveRun:
             )
         while True:
             nonce = uuid.uuid4().hex
-            answer = await ask(
+            answer = await self._ask(
                 Open(
                     task.run,
                     task.event,
@@ -142,7 +152,7 @@ class LiveRun:
                     # Its event may be behind ours in the stream, or never come again: it is ended from its record.
                     await self._host.finish_other(task, other)
                 case _:
-                    raise TypeError(f"ledger answered {answer!r} to Open")
+                    raise LedgerError(f"the ledger answered {answer!r} to Open")
 
     async def _wait(self, until: float) -> None:
         if self._parked:
@@ -152,21 +162,35 @@ class LiveRun:
     # ---- driving ----
 
     async def _drive(self, opened: Opened) -> Ended:
+        self._run, self._journal = opened.run, Journal(opened.effects)
+        try:
+            return await self._go(opened)
+        except (Fenced, LedgerError, LedgerUnavailable, Parked, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            _LOGGER.exception("run %r of key %s could not go on", opened.run.key.run_id, opened.run.key.key)
+            ending = Ending(reason=reason_of(error), message=f"the run could not go on: {describe(error)}")
+            return await self._close_with(self._failure(ending), opened.session)
+
+    async def _go(self, opened: Opened) -> Ended:
         run, agent = opened.run, self._agent
-        self._run, self._journal = run, Journal(opened.effects)
         session = self._session(opened)
         if run.stalls >= MAX_STALLS:
-            return await self._close(self._crash_loop(), session, session.state)
+            again = f"the run was opened {run.stalls + 1} times without getting any further: it stops its worker"
+            return await self._close(Ending(reason=FailureReason.CRASH_LOOP, message=again), session, session.state)
+        event, raw, unreadable = recorded_event(agent, self._task.event)
+        if raw is not None:
+            ending = Ending(reason=FailureReason.INVALID_EVENT, message=unreadable)
+            return await self._close(ending, session, session.state)
         state: JsonValue = session.state
         try:
-            event = agent.read_event_json(self._task.event)
             state = agent.apply_event(session.state, event)
             agent.read_state(state)
             skipped = agent.decide_without_model(state, event)
         except StateMismatch as error:
-            mismatch = Ending(reason=FailureReason.STATE_ERROR, message=str(error))
+            mismatch = Ending(reason=FailureReason.STATE_ERROR, message=told(error))
             return await self._close(mismatch, session, session.state)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             return await self._close(Ending(reason=reason_of(error), message=describe(error)), session, state)
         if skipped is not None:
             return await self._close(Ending(output=skipped), session, state, skipped=True)
@@ -190,7 +214,7 @@ class LiveRun:
             make_code, agent.budget, self._journal, pure_only=self._task.pure_only, always_replay=always_replay
         )
         ending = await self._run_machine(machine)
-        ending, final = self._final_state(self._in_doubt(ending), state)
+        ending, final = self._final_state(ending, state)
         return await self._close(ending, session, final, port=machine.port)
 
     async def _run_machine(self, machine: Machine) -> Ending:
@@ -216,10 +240,11 @@ class LiveRun:
                     continue
                 path = await attempts.settled.get()
                 if attempts.failure is not None:
+                    await attempts.drain()  # what other branches have under way happens all the same
                     raise attempts.failure
                 if self._parked:
                     await attempts.drain()
-                    await self._host.ledger.ask(Release(self._run.key, self._run.epoch))
+                    await self._ask(Release(self._run.key, self._run.epoch))
                     raise Parked
                 if path is not None:
                     attempts.begin(machine.deliver(attempts.outcome(path)), out_of_time=self._out_of_time)
@@ -240,27 +265,22 @@ class LiveRun:
         """The ending, unless a call of the run is in doubt: that must not be hidden behind another reason."""
         if ending.reason is not FailureReason.IN_DOUBT:
             for effect in self._journal:
-                if effect.status == "in_doubt":
-                    cause = f"the run ended as {ending.reason}: {ending.message}"
-                    message = f"{effect.name}({effect.arguments}) may or may not have happened: {effect.value}; {cause}"
-                    return Ending(reason=FailureReason.IN_DOUBT, message=message)
+                if effect.status == "in_doubt" or (effect.effect == "once" and effect.status is None):
+                    cause = f"the run ended as {ending.reason or 'answer'}: {ending.message}"
+                    return Ending(reason=FailureReason.IN_DOUBT, message=f"{doubt(effect)}; {cause}")
         return ending
 
     def _session(self, opened: Opened) -> Session:
-        """The key's session, empty if it has expired; the head's, since Beam's copy may be older."""
-        session = Session.model_validate_json(opened.session) if opened.session else Session()
+        """The key's session, empty if it has expired; the head's, since Beam's copy may be older.
+
+        Raises:
+            StoredFormUnknown: Another release of this package wrote it.
+        """
+        session = Session.from_json(opened.session) if opened.session else Session()
         now, ttl = opened.run.event_time, self._task.session_ttl
         if now is not None and ttl is not None and session.touched is not None and now - session.touched > ttl:
             session = Session()
         return session.model_copy(update={"version": opened.session_version})
-
-    def _crash_loop(self) -> Ending:
-        again = f"the run was opened {self._run.stalls + 1} times without getting any further: it stops its worker"
-        for effect in self._journal:
-            if effect.effect == "once" and effect.status is None:
-                message = f"{effect.name}({effect.arguments}) may or may not have happened: {again}"
-                return Ending(reason=FailureReason.IN_DOUBT, message=message)
-        return Ending(reason=FailureReason.CRASH_LOOP, message=again)
 
     # ---- closing ----
 
@@ -269,24 +289,45 @@ class LiveRun:
         if ending.reason is not None:
             return ending, state
         try:
-            return ending, self._agent.dump_state(self._context.state)
-        except ValueError as error:
-            message = f"ctx.state does not fit {self._agent.name!r}: {error}"
+            final = self._agent.dump_state(self._context.state)
+            self._agent.read_state(final)
+            return ending, final
+        except BaseException as error:
+            message = f"ctx.state does not fit {self._agent.name!r}: {told(error) or type(error).__name__}"
             return Ending(reason=FailureReason.CODE_ERROR, message=message), state
 
     async def _close(
         self, ending: Ending, session: Session, state: JsonValue, *, skipped: bool = False, port: Port | None = None
     ) -> Ended:
-        end = self._end(ending, port, skipped)
-        spoken = tuple(port.remembered) if port else ()
-        after = Session(
-            version=session.version + 1,
-            touched=max((t for t in (session.touched, self._run.event_time) if t is not None), default=None),
-            history=self._agent.history.trim((*session.history, *spoken)),
-            state=state,
+        ending = self._in_doubt(ending)
+        after = session.model_copy(
+            update={
+                "version": session.version + 1,
+                "touched": max((t for t in (session.touched, self._run.event_time) if t is not None), default=None),
+                "state": state,
+            }
         )
-        written = end.model_dump_json()
-        answer = await self._host.ledger.ask(Close(self._run.key, self._run.epoch, written, after.model_dump_json()))
+        try:
+            end = self._end(ending, port, skipped).model_dump_json()
+            End.model_validate_json(end)
+            history = self._agent.history.trim((*session.history, *(port.remembered if port else ())))
+            kept = after.model_copy(update={"history": history}).model_dump_json()
+            Session.model_validate_json(kept)
+        except Exception as error:  # what was said is no message, or holds what JSON cannot
+            said = f"what was said in the run cannot be recorded: {describe(error)}"
+            message = f"{ending.message}; {said}" if ending.message else said
+            end, kept = self._failure(Ending(reason=ending.reason, message=message)), after.model_dump_json()
+        return await self._close_with(end, kept)
+
+    def _failure(self, ending: Ending) -> str:
+        """A run's end as its record keeps it, without anything that came from the run."""
+        ending = self._in_doubt(ending)
+        reason = ending.reason or FailureReason.CODE_ERROR
+        return End(kind="failure", reason=reason, message=ending.message).model_dump_json()
+
+    async def _close_with(self, written: str, session: str | None) -> Ended:
+        kept = session or Session().model_dump_json()
+        answer = await self._ask(Close(self._run.key, self._run.epoch, written, kept))
         if not isinstance(answer, Closed):
             raise Fenced
         return self._ended(answer, replayed=answer.run.end != written)
@@ -298,11 +339,10 @@ class LiveRun:
         if reason is None:
             try:
                 output = self._agent.dump_output(ending.output)
-            except ValueError as error:
-                reason, message = (
-                    FailureReason.INVALID_OUTPUT,
-                    f"{self._agent.name!r} may not return this: {error}",
-                )
+                self._agent.read_output(output)
+            except BaseException as error:  # validators of the output's type may raise anything
+                why = told(error) if isinstance(error, ValueError) else describe(error)
+                reason, message = FailureReason.INVALID_OUTPUT, f"{self._agent.name!r} may not return this: {why}"
             else:
                 return End(kind="skipped" if skipped else "answer", output=output, **usage)
         return End(kind="failure", reason=reason, message=message, transcript=transcript, **usage)
@@ -311,7 +351,7 @@ class LiveRun:
         assert closed.run.end is not None
         return Ended(
             run=closed.run,
-            end=End.model_validate_json(closed.run.end),
+            end=End.from_json(closed.run.end),
             effects=closed.effects,
             replayed=replayed,
             session_version=closed.session_version,

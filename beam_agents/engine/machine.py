@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from beam_agents.budget import Budget, Usage
-from beam_agents.codec import canonical_json, digest
+from beam_agents.codec import canonical_json, digest, named, told
 from beam_agents.engine import outcome
 from beam_agents.engine.execution import Code, Execution, Gather, Request, Stop
 from beam_agents.engine.journal import Journal
@@ -32,13 +33,11 @@ if TYPE_CHECKING:
     from beam_agents.tools import Tool
 
 
-class EndRun(Stop):
-    """Ends the run with a reason; user code cannot hold it back."""
+_CHANGED = "the code changed under an open run (raise `revision` to decide anew)"
 
-    def __init__(self, reason: FailureReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
+
+class EndRun(Stop):
+    """Tells the code that its run has ended. Code that holds it back is dropped at its next await."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,12 @@ class Port:
         self.transcript: list[Message] = []
         self.remembered: list[Message] = []
         self.emitted: list[Any] = []
+        self.stop: Ending | None = None
+        """Why the run is over, whatever the code makes of it."""
         self._known_cost = 0.0
 
     async def model(self, model: Model, request: ModelRequest) -> ModelResponse:
+        await self._go_on()
         self._check_spending()
         self._count(steps=1)
         response: ModelResponse = await Request("model", model.name, request.digest(), "pure", None, (model, request))
@@ -70,29 +72,48 @@ class Port:
         return response
 
     async def call(self, tool: Tool[Any], arguments: dict[str, Any]) -> Any:
+        await self._go_on()
         if self.pure_only and tool.effect != "pure":
             raise ConfigurationError(
                 f"tool {tool.name!r} ({tool.effect}) may not run again after a crash: RunAgent needs a ledger"
             )
         if self.usage.tool_calls >= self.budget.tool_calls:
-            raise EndRun(
-                FailureReason.BUDGET_TOOL_CALLS, f"the budget of {self.budget.tool_calls} tool calls is used up"
-            )
+            self._end(FailureReason.BUDGET_TOOL_CALLS, f"the budget of {self.budget.tool_calls} tool calls is used up")
         self._count(tool_calls=1)
         text = canonical_json(arguments)
-        return await Request("tool", tool.name, digest(tool.name, text), tool.effect, text, (tool, arguments))
+        result = await Request("tool", tool.name, digest(tool.name, text), tool.effect, text, (tool, arguments))
+        try:
+            tool.result_from(result)
+        except ToolError as error:  # it fitted when it was recorded; the code would take this for a call that failed
+            why = f"{tool.name}({text}) was called by another release: {error}; {_CHANGED}"
+            self._end(FailureReason.DETERMINISM, why)
+        return result
 
     async def gather(self, branches: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        if self.stop is not None:
+            for branch in branches:
+                branch.close()  # or Python complains that they were never awaited
+        await self._go_on()
         results: list[Any] = await Gather(branches)
         return results
 
     async def sleep(self, duration: timedelta) -> None:
+        await self._go_on()
         if duration > self.budget.wall_clock:
             raise ConfigurationError(
                 f"ctx.sleep({duration}) outlasts the run: raise Budget(wall_clock={self.budget.wall_clock})"
             )
         text = canonical_json({"seconds": duration.total_seconds()})
         await Request("sleep", "sleep", digest(text), "pure", text, duration.total_seconds())
+
+    async def _go_on(self) -> None:
+        """Hands code that goes on after its end to the machine, which drops it: it could await for ever."""
+        if self.stop is not None:
+            await Request("stop", "stop", "", "pure", None, None)
+
+    def _end(self, reason: FailureReason, message: str) -> NoReturn:
+        self.stop = Ending(reason=reason, message=message)
+        raise EndRun(message)
 
     def _count(self, **more: int) -> None:
         counts = {name: getattr(self.usage, name) + number for name, number in more.items()}
@@ -101,11 +122,11 @@ class Port:
     def _check_spending(self) -> None:
         usage, budget = self.usage, self.budget
         if usage.steps >= budget.steps:
-            raise EndRun(FailureReason.BUDGET_STEPS, f"the budget of {budget.steps} steps is used up")
+            self._end(FailureReason.BUDGET_STEPS, f"the budget of {budget.steps} steps is used up")
         if budget.tokens is not None and usage.tokens >= budget.tokens:
-            raise EndRun(FailureReason.BUDGET_TOKENS, f"{usage.tokens} of {budget.tokens} tokens are used")
+            self._end(FailureReason.BUDGET_TOKENS, f"{usage.tokens} of {budget.tokens} tokens are used")
         if budget.cost_usd is not None and self._known_cost >= budget.cost_usd:
-            raise EndRun(FailureReason.BUDGET_COST, f"{self._known_cost:.4f} of {budget.cost_usd} USD are spent")
+            self._end(FailureReason.BUDGET_COST, f"{self._known_cost:.4f} of {budget.cost_usd} USD are spent")
 
     def _spend(self, response: ModelResponse) -> None:
         cost, known = response.cost_usd, self.usage.cost_usd
@@ -148,82 +169,100 @@ class Machine:
         self.journal = journal
         self.ending: Ending | None = None
         self.port = Port(budget, pure_only=pure_only)
+        self._execution: Execution | None = None
 
     def start(self) -> list[Request]:
-        """Runs the code over all that was delivered before; returns what it waits for."""
-        return self._new(self._replay())
+        """Runs the code over all that was delivered before; returns what it waits for.
+
+        Neither this nor `deliver` raises: what nobody foresaw, such as a record that cannot be read, ends the run.
+        """
+        return self._guarded(self._replay)
 
     def deliver(self, effect: Effect) -> list[Request]:
         """Hands one recorded outcome to the code; returns what it newly waits for."""
+        return self._guarded(lambda: self._deliver(effect))
+
+    def _guarded(self, move: Callable[[], Execution]) -> list[Request]:
+        try:
+            return self._new(move().waiting)
+        except BaseException as error:  # user code may raise anything, and there is no other way out of a bundle
+            self.stop(reason_of(error), describe(error))
+            return []
+
+    def _deliver(self, effect: Effect) -> Execution:
         self.journal.deliver(effect.path, effect.attempt)
-        if self._always_replay:
-            self._execution.close()
-            return self._new(self._replay())
-        self._hand_over(effect)
-        return self._new(self._execution.waiting)
+        if self._always_replay or self._execution is None:
+            self.drop()
+            return self._replay()
+        self._hand_over(self._execution, effect)
+        return self._execution
 
     def stop(self, reason: FailureReason, message: str) -> None:
         """Ends the run from outside; a run that has ended stays as it is."""
         if self.ending is None:
-            self._execution.close()
+            self.drop()
             self.ending = Ending(reason=reason, message=message)
 
     def drop(self) -> None:
         """Drops the code without an ending, for another worker to take up."""
-        self._execution.close()
+        if self._execution is not None:
+            self._execution.close()
 
-    def _replay(self) -> dict[str, Request]:
+    def _replay(self) -> Execution:
         self.port = Port(self._budget, pure_only=self._pure_only)
-        self._execution = Execution(self._make_code(self.port))
+        execution = self._execution = Execution(self._make_code(self.port))
         self._handed: set[str] = set()
-        self._execution.start()
-        self._check()
+        execution.start()
+        self._check(execution)
         for path, attempt in list(self.journal.delivered):
             if self.ending is None:
-                self._hand_over(self.journal.get(path, attempt))
-        return self._execution.waiting
+                self._hand_over(execution, self.journal.get(path, attempt))
+        return execution
 
-    def _hand_over(self, effect: Effect) -> None:
-        if effect.path not in self._execution.waiting:
+    def _hand_over(self, execution: Execution, effect: Effect) -> None:
+        if effect.path not in execution.waiting:
             self._differs(
                 f"the journal delivers an outcome at {effect.path} ({effect.name}), the code does not wait there"
             )
             return
         if effect.status == "in_doubt":
-            self._execution.close()
-            message = f"{effect.name}({effect.arguments or ''}) may or may not have happened: {effect.value}"
-            self.ending = Ending(reason=FailureReason.IN_DOUBT, message=message)
+            self.stop(FailureReason.IN_DOUBT, doubt(effect))
+            return
+        if effect.status == "result_lost":
+            self.stop(FailureReason.RESULT_LOST, f"{call(effect)} happened: {message_of(effect)}")
             return
         value, error = outcome.read(effect)
         self._handed.add(effect.path)
-        self._execution.deliver(effect.path, value, error)
-        self._check()
+        execution.deliver(effect.path, value, error)
+        self._check(execution)
 
-    def _check(self) -> None:
+    def _check(self, execution: Execution) -> None:
         """Compares what the code asks for with the journal, and notes its end."""
-        for path, request in self._execution.waiting.items():
+        if self.port.stop is not None:
+            self.drop()
+            self.ending = self.port.stop
+            return
+        for path, request in execution.waiting.items():
             recorded = self.journal.attempts(path)
             if recorded and (recorded[0].kind, recorded[0].name, recorded[0].digest) != (
                 request.kind,
                 request.name,
                 request.digest,
             ):
-                asked = f"{request.kind} {request.name}({request.arguments or ''})"
-                held = f"{recorded[0].kind} {recorded[0].name}({recorded[0].arguments or ''})"
+                asked = f"{request.kind} {call(request)}"
+                held = f"{recorded[0].kind} {call(recorded[0])}"
                 self._differs(f"at {path} the code asks for {asked}, the journal holds {held}, or with other input")
                 return
-        if self._execution.ended:
-            self.ending = _ending(self._execution.result, self._execution.error)
+        if execution.ended:
+            ending = _ending(execution.result, execution.error)
             never_asked = set(self.journal.paths()) - self._handed
-            if never_asked and self.ending.reason is None:
+            if never_asked and ending.reason is None:
                 self._differs(f"the code ended without asking for {sorted(never_asked)}, which the journal holds")
+            else:
+                self.ending = ending
 
     def _differs(self, how: str) -> None:
-        self._execution.close()
-        message = (
-            f"{how}. The code changed under an open run (raise `revision` to decide anew) or is not deterministic."
-        )
-        self.ending = _ending(None, DeterminismError(message))
+        self.stop(FailureReason.DETERMINISM, f"{how}; {_CHANGED} or is not deterministic")
 
     def _new(self, waiting: dict[str, Request]) -> list[Request]:
         if self.ending is not None:
@@ -234,11 +273,22 @@ class Machine:
 
 
 def _ending(result: Any, error: BaseException | None) -> Ending:
-    if error is None:
-        return Ending(output=result)
-    if isinstance(error, EndRun):
-        return Ending(reason=error.reason, message=error.message)
-    return Ending(reason=reason_of(error), message=describe(error))
+    return Ending(output=result) if error is None else Ending(reason=reason_of(error), message=describe(error))
+
+
+def call(asked: Request | Effect) -> str:
+    """An effect as messages name it."""
+    return f"{asked.name}({asked.arguments or ''})"
+
+
+def message_of(effect: Effect) -> Any:
+    """What is recorded of an effect that did not come to a result."""
+    return json.loads(effect.value) if effect.value is not None else "its outcome was not recorded"
+
+
+def doubt(effect: Effect) -> str:
+    """The message about an effect of which nobody knows whether it happened."""
+    return f"{call(effect)} may or may not have happened: {message_of(effect)}"
 
 
 _REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureReason], ...] = (
@@ -258,5 +308,5 @@ def reason_of(error: BaseException) -> FailureReason:
 def describe(error: BaseException) -> str:
     """An error for a dead letter: our own speak for themselves, others with their type."""
     if isinstance(error, (BeamAgentsError, ToolFailed, ModelRetry, FailRun)):
-        return str(error) or type(error).__name__
-    return f"{type(error).__name__}: {error}"
+        return told(error) or type(error).__name__
+    return named(error)

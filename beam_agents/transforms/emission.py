@@ -10,9 +10,9 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_agents.agent import AgentBase
-from beam_agents.engine.emit import failure_of, outcome_of
+from beam_agents.engine.emit import duplicate_of, failure_of, outcome_of
 from beam_agents.engine.end import Ended, Refused, trace_of
-from beam_agents.events import Duplicate, Emitted, RunFailure
+from beam_agents.events import Emitted, RunFailure
 from beam_agents.transforms.envelope import FAILURES, Envelope
 
 RESULTS = "results"
@@ -69,5 +69,4 @@ class Emitter:
     def duplicate(self, key: Any, envelope: Envelope) -> Emission:
         """What is emitted for an event that came before."""
         self._count["duplicates"].inc()
-        event = self._agent.read_event_json(envelope.event)
-        return DUPLICATES, (key, Duplicate(run_id=envelope.run_id, event=event)), envelope
+        return DUPLICATES, (key, duplicate_of(self._agent, envelope.run_id, envelope.event)), envelope

@@ -8,11 +8,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import Timestamp
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from beam_agents.agent import AgentBase
-from beam_agents.codec import canonical_json, digest, explain, key_text
+from beam_agents.codec import canonical_json, digest, explain, key_text, named, printable, shown, told
 from beam_agents.events import FailureReason, RunFailure
+from beam_agents.stored import Stored
 from beam_agents.transforms.windows import encode_window
 
 FAILURES = "failures"
@@ -21,13 +22,9 @@ EventId = str | Callable[[Any], Any]
 """A field of the event, or a function of it."""
 
 
-class Envelope(BaseModel):
-    """An admitted event. The JSON of this class is the form in Beam's state."""
+class Envelope(Stored):
+    """An admitted event."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: int = 1
-    """1: first form."""
     run_id: str
     event: str
     """The event as canonical JSON."""
@@ -43,8 +40,8 @@ class Envelope(BaseModel):
         return Timestamp(micros=self.micros)
 
     def encoded(self) -> bytes:
-        """As JSON."""
-        return self.model_dump_json().encode()
+        """As it is stored."""
+        return self.to_json()
 
 
 class Admit(beam.DoFn):
@@ -67,39 +64,38 @@ class Admit(beam.DoFn):
         self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[Any]:
         """Emits (key, envelope) or, tagged, (key, failure)."""
+        yield self._admit(element, timestamp, window)
+
+    def _admit(self, element: Any, timestamp: Any, window: Any) -> Any:
         if not isinstance(element, tuple) or len(element) != 2:
             message = "the element is not a pair of key and event; put beam.WithKeys(...) before RunAgent"
-            yield self._refuse(None, FailureReason.INVALID_EVENT, message, raw=element)
-            return
+            return self._refuse(None, FailureReason.INVALID_EVENT, message, raw=element)
         key, raw = element
+        if key is None:
+            return self._refuse(None, FailureReason.MISSING_KEY, "the key is None", raw=raw)
+        # Validators and event_id are the user's and may raise anything.
         try:
-            if key is None:
-                yield self._refuse(None, FailureReason.MISSING_KEY, "the key is None", raw=raw)
-                return
             key_text(key)
             event = self._agent.read_event(raw)
             text = self._agent.event_json(event)
             event = self._agent.read_event_json(text)  # the record must read back, or nothing could be emitted
         except ValidationError as error:
-            yield self._refuse(key, FailureReason.INVALID_EVENT, explain(error, "event"), raw=raw)
-            return
-        except Exception as error:  # validators of the event's type may raise anything
-            message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            yield self._refuse(key, FailureReason.INVALID_EVENT, message, raw=raw)
-            return
+            return self._refuse(key, FailureReason.INVALID_EVENT, explain(error, "event"), raw=raw)
+        except BaseException as error:
+            message = told(error) if isinstance(error, ValueError) else named(error)
+            return self._refuse(key, FailureReason.INVALID_EVENT, message, raw=raw)
         try:
             run_id = self._id_of(event)
-        except Exception as error:
-            message = f"event_id={self._event_id!r}: {type(error).__name__}: {error}"
-            yield self._refuse(key, FailureReason.MISSING_ID, message, event=event)
-            return
+        except BaseException as error:
+            message = f"event_id={self._event_id!r}: {named(error)}"
+            return self._refuse(key, FailureReason.MISSING_ID, message, event=event)
         encoded = encode_window(window, self._window_coder).hex()
         if encoded:
             run_id = f"{run_id}@{window.max_timestamp().micros}"
         envelope = Envelope(
             run_id=run_id, event=text, digest=digest(text), micros=Timestamp.of(timestamp).micros, window=encoded
         )
-        yield key, envelope.encoded()
+        return key, envelope.encoded()
 
     def _id_of(self, event: Any) -> str:
         if callable(self._event_id):
@@ -134,5 +130,5 @@ def _as_text(raw: Any) -> str:
         try:
             return canonical_json(raw)
         except ValueError:
-            raw = repr(raw)
-    return str(raw).encode("utf-8", "backslashreplace").decode()
+            raw = shown(raw, limit=100_000)
+    return printable(str(raw))
