@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
@@ -21,6 +22,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.utils.timestamp import Timestamp
 
 from beam_agents.codec import digest, key_of
 from beam_agents.engine.end import Ended, Refused, conflict
@@ -270,8 +272,8 @@ class StreamingDoFn(beam.DoFn):
         if ttl is None or raw is None:
             return
         kept = Memory.from_json(raw)
-        due = kept.touched / 1e6 + ttl.total_seconds()
-        if due > fired.micros / 1e6:
+        due = _over_at(kept.touched, ttl)
+        if due > fired:
             expiry.set(due)
             return
         changes: dict[str, Any] = {"expiry_set": False}  # the next run that ends sets the timer again
@@ -366,8 +368,15 @@ class StreamingDoFn(beam.DoFn):
             )
         cells.note_emitted(event, outcome.run.closed_at or time.time(), self._use.dedupe_for.total_seconds())
         if self._use.session_ttl is not None and not cells.memory.expiry_set:
-            cells.expiry.set(event.micros / 1e6 + self._use.session_ttl.total_seconds())
+            cells.expiry.set(_over_at(event.micros, self._use.session_ttl))
             cells.set_memory(expiry_set=True)
+
+
+def _over_at(touched: int, ttl: timedelta) -> Timestamp:
+    """When a session is over, in whole milliseconds: runners cut a timer's time to them, and a timer that fires a
+    fraction too early would be set again, and fire again, for ever."""
+    millis = -(-(touched + ttl // timedelta(microseconds=1)) // 1000)
+    return Timestamp(micros=1000 * millis)
 
 
 def _tag(event: Envelope) -> str:

@@ -92,6 +92,8 @@ def write_configuration(layout: Layout, settings: ClusterSettings, ports: Ports)
         # By default it goes to the folder of the logs, a file for each task and each time that it is started.
         "state.backend.rocksdb.log.dir": layout.temporary,
         "state.backend.rocksdb.log.level": "WARN_LEVEL",
+        # What an operator emits waits that long for more: 100 ms by default, at each of the hops to a key and back.
+        "execution.buffer-timeout.interval": "5 ms",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 2_147_483_647,

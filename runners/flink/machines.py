@@ -244,7 +244,8 @@ class Machines:
             except RestError:
                 return False
 
-        processes = [state.job_manager, *state.task_managers]
+        # Another one may be dead, and is replaced by a call of its own.
+        processes = [state.job_manager, *(each for each in state.task_managers if each.alive())]
         self._wait(registered, processes, f"the TaskManagers {sorted(resources)!r} are not registered")
 
     def _wait_for_job_server(self, state: ClusterState) -> None:

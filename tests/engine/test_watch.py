@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_an_orphan_is_rung_for_with_growing_pauses(cluster: Any, monkeypatch: py
     rang: list[float] = []
     while len(rang) < 4:
         rang += [time.monotonic() for _ in until(lambda: second.host.drain())]
-    pauses = [after - before for before, after in zip(rang, rang[1:], strict=False)]
+    pauses = [after - before for before, after in pairwise(rang)]
     assert pauses[-1] > pauses[0]
     gates.open("work")
 

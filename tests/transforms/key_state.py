@@ -53,7 +53,7 @@ class Timers:
 
 
 class KeyState:
-    """Gives callbacks their state, and what they emit as (output, value) pairs. `copy.deepcopy` of `cells` is a checkpoint."""
+    """Gives callbacks their state, and what they emit as (output, value) pairs."""
 
     def __init__(self, key: str = "k") -> None:
         self.key = key

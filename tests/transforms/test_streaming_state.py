@@ -155,7 +155,7 @@ def test_the_inbox_of_a_key_that_is_never_idle_is_compacted(worker: Any, monkeyp
     assert [value.run_id for _, value in emitted] == names
     assert CALLS == dict.fromkeys(names, 1)
     assert state.cells["inbox"].most < 100
-    assert state.cells["inbox"].values == []
+    assert not state.cells["inbox"].values
     assert state.cells["now"].read() is None
 
 

@@ -1,0 +1,1 @@
+"""How exactly sleeps and limits of time are kept while calls are in flight: `python -m benchmarks.timers`."""
