@@ -19,6 +19,7 @@ from runners.flink.rest import FlinkRest
 from runners.flink.submission import Submission, program_name, run_until_job_runs, write_worker_script
 
 _MAX_PARALLELISM = 128
+_LEFT_TO_PROGRAMS = {"--parallelism", "--max_parallelism", "--checkpointing_interval", "--operator_chaining"}
 
 
 class FlinkCluster:
@@ -268,7 +269,8 @@ class FlinkCluster:
         The job's Python workers get the program's folder and environment variables.
 
         Args:
-            command: The program and its arguments; it has to give them to `PipelineOptions`.
+            command: The program and its arguments; it has to give them to `PipelineOptions`. What they say of
+                parallelism, checkpoints or chaining holds.
             parallelism: By default the cluster's.
             checkpoint_interval: By default the cluster's.
             savepoint_path: A checkpoint or savepoint to start from, a path or URL.
@@ -295,8 +297,9 @@ class FlinkCluster:
             directory=directory,
             environment=environment,
         )
+        given = {argument.partition("=")[0] for argument in command} & _LEFT_TO_PROGRAMS
         job = run_until_job_runs(
-            [*command, *arguments],
+            [*command, *(each for each in arguments if each.partition("=")[0] not in given)],
             name=name,
             rest=self.rest,
             output=self.logs / f"submit-{name}.log",
