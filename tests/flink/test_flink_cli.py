@@ -19,7 +19,6 @@ import pytest
 from beam_agents import cli
 from runners.flink import cli as flink_cli
 from runners.flink.cluster import FlinkCluster
-from runners.flink.java import find_java
 from runners.flink.rest import FlinkRest, JobSummary
 from runners.flink.status import ClusterStatus, PartStatus, job_status, lines, root_cause
 from runners.flink.submission import Submission
@@ -93,10 +92,8 @@ def test_wrong_arguments_are_named(arguments: list[str], says: str, capsys: pyte
 
 def test_without_java_it_says_so(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    find_java.cache_clear()
 
     code, _, err = run("up --port 0")
-    find_java.cache_clear()
 
     assert code == 2
     assert err.startswith("beam-agents flink up: Flink needs Java 11 to 17, and JAVA_HOME")
