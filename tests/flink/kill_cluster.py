@@ -118,13 +118,9 @@ def kill_once(run: LoadRun, target: Target, kind: str) -> Kill:
     Raises:
         TimeoutError: It did not.
     """
+    run.wait(target.at_work, "job with all its tasks running", seconds=START_SECONDS, watch=target.watch)
     enough = run.emitted() + _OUTCOMES_BEFORE
-    run.wait(
-        lambda: run.emitted() >= enough and run.calls_in_flight() > 0,
-        "calls in flight",
-        seconds=START_SECONDS,
-        watch=target.watch,
-    )
+    run.wait(lambda: run.emitted() >= enough, "outcomes before a kill", seconds=START_SECONDS, watch=target.watch)
     moment = KINDS[kind](target, run.moment)
 
     def measured(what: str, after: Callable[[], float | None]) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,9 @@ from runners.flink.cluster import FlinkCluster
 from runners.flink.rest import TERMINAL
 from tests.flink.load_run import Moment
 from tests.flink.load_server import ROOT
+
+_AIM_SECONDS = 120.0
+_LOOK_SECONDS = 0.1
 
 Look: TypeAlias = Callable[[Collection[int], Collection[int]], Moment]
 """Takes a look at the load: those of the worker processes that are to be killed now, and all of them."""
@@ -53,6 +58,10 @@ class Target:
         if state in TERMINAL:
             raise RuntimeError(f"job {self._job} is {state}")
 
+    def at_work(self) -> bool:
+        """Whether all tasks of the job run."""
+        return self._cluster.rest.job(self._job).runs
+
     def report(self) -> str:
         """What the cluster says of itself and its jobs."""
         return self._cluster.report()
@@ -61,24 +70,29 @@ class Target:
 
     def kill_worker(self, look: Look) -> Moment:
         """SIGKILL of a Python worker."""
-        workers = self._cluster.workers()
-        victim = self._random.choice(workers)
-        moment = look((victim,), workers)
-        os.kill(victim, signal.SIGKILL)
+        moment = self._aim(look, lambda workers: [self._random.choice(workers)])
+        for victim in moment.victims:
+            os.kill(victim, signal.SIGKILL)
         return moment
 
     def kill_task_manager(self, look: Look) -> Moment:
         """SIGKILL of a TaskManager; its workers end by themselves. Another one is started."""
-        victim = self._random.choice([manager for manager in self._cluster.task_managers if manager.alive()])
-        workers = self._cluster.workers()
-        moment = look(_descendants(victim.pid, workers), workers)
+        managers = [manager for manager in self._cluster.task_managers if manager.alive()]
+        self._random.shuffle(managers)
+        chosen = itertools.cycle(managers)
+
+        def workers_of_next(workers: Sequence[int]) -> Sequence[int]:
+            return _descendants(next(chosen).pid, workers)
+
+        moment = self._aim(look, workers_of_next)
+        victim = next(manager for manager in managers if _descendants(manager.pid, moment.victims))
         victim.kill()
         self._cluster.start_task_manager()
         return moment
 
     def kill_job_manager(self, look: Look) -> Moment:
         """SIGKILL of the JobManager; it is started again, and the job from its newest retained checkpoint."""
-        moment = self._look_at_all(look)
+        moment = self._aim(look, lambda workers: workers)
         self._cluster.job_manager.kill()
         self._cluster.start_job_manager()
         self._resubmit()
@@ -86,11 +100,10 @@ class Target:
 
     def kill_everything(self, look: Look) -> Moment:
         """SIGKILL of all at once."""
-        workers = self._cluster.workers()
-        moment = look(workers, workers)
+        moment = self._aim(look, lambda workers: workers)
         for process in self._cluster.processes():
             process.kill()
-        for worker in workers:
+        for worker in moment.victims:
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         self._cluster.up()
@@ -99,7 +112,7 @@ class Target:
 
     def stop_and_resume(self, look: Look) -> Moment:
         """Stops the job with a savepoint and starts it from there."""
-        moment = self._look_at_all(look)
+        moment = self._aim(look, lambda workers: workers)
         self.submit(self._cluster.rest.stop_with_savepoint(self._job, str(self._cluster.savepoints)))
         return moment
 
@@ -108,9 +121,18 @@ class Target:
         self._parallelism = 3 - self._parallelism
         return self.stop_and_resume(look)
 
-    def _look_at_all(self, look: Look) -> Moment:
-        workers = self._cluster.workers()
-        return look(workers, workers)
+    def _aim(self, look: Look, choose: Callable[[Sequence[int]], Sequence[int]]) -> Moment:
+        """Chooses victims again and again until some are found in the middle of runs."""
+        until = time.monotonic() + _AIM_SECONDS
+        while True:
+            workers = self._cluster.workers()
+            victims = choose(workers) if workers else []
+            moment = look(victims, workers)
+            if moment.driven and moment.calls:
+                return moment
+            if time.monotonic() > until:
+                raise TimeoutError(f"no worker of {workers!r} had runs and calls in flight within {_AIM_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
 
     def _resubmit(self) -> None:
         checkpoint = self._cluster.newest_checkpoint(self._job)

@@ -153,7 +153,7 @@ def test_the_inbox_of_a_key_that_is_never_idle_is_compacted(worker: Any, monkeyp
             emitted += look_until_emitted(state, dofn)
     emitted += look_until_emitted(state, dofn, len(names) - len(emitted))
     assert [value.run_id for _, value in emitted] == names
-    assert CALLS == dict.fromkeys(names, 1)
+    assert dict.fromkeys(names, 1) == CALLS
     assert state.cells["inbox"].most < 100
     assert not state.cells["inbox"].values
     assert state.cells["now"].read() is None
