@@ -15,7 +15,7 @@ from beam_agents.context import RunContext
 from beam_agents.engine import effects
 from beam_agents.engine.execution import Request
 from beam_agents.engine.journal import Journal
-from beam_agents.engine.outcome import Outcome
+from beam_agents.engine.outcome import Fenced, Outcome
 from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import (
     LEASE_SECONDS,
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 
 INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
 """An intent acknowledged longer ago than this is confirmed again before the call: another worker may have the run."""
-
-
-class Fenced(Exception):
-    """Another worker has the run, or it has ended."""
 
 
 async def ask(ledger: LedgerWriter, command: Command) -> Answer:
@@ -200,6 +196,8 @@ class Attempts:
                 return left, Outcome.of("in_doubt", f"its worker died during the call, and {context}")
             return left, await effects.reconcile(tool, context, arguments)
         effect = await self._intend(request)
+        if effect.status is not None:  # what a worker that was believed dead had done
+            return effect, Outcome(effect.status, effect.value or "null")  # type: ignore[arg-type]
         if self.stopping:
             return effect, Outcome.of("not_happened", "the run ended before the call was made")
         if request.kind == "sleep":
@@ -210,7 +208,11 @@ class Attempts:
             self._host.status.model_calls += 1
             model, asked = request.payload
             return effect, await effects.ask_model(
-                model, asked, connect=self._host.connect, network_forbidden=self._network_forbidden
+                model,
+                asked,
+                connect=self._host.connect,
+                pause=lambda seconds: self._pause_request(seconds, effect),
+                network_forbidden=self._network_forbidden,
             )
         tool, arguments = request.payload
         context = self._call_context(effect)
@@ -238,15 +240,28 @@ class Attempts:
             delivered=self._journal.take_unsaved(),
             due=time.time() + request.payload if request.kind == "sleep" else None,
         )
+        answer = await self._confirm(effect)
+        if isinstance(answer, Recorded):
+            self._journal.give_back(effect.delivered)
+            self._journal.put(answer.effect)
+            return answer.effect
+        self._journal.put(replace(effect, intent_at=answer.at))
+        return effect
+
+    async def _confirm(self, effect: Effect) -> Done | Recorded:
+        """Has the ledger acknowledge an intent, just now."""
         while True:
             asked = time.monotonic()
             answer = await ask(self._host.ledger, Intend(self._run.key, self._run.epoch, effect))
-            if not isinstance(answer, Done):
+            if not isinstance(answer, Done | Recorded):
                 raise Fenced
             if time.monotonic() - asked < INTENT_FRESH_SECONDS:
-                break
-        self._journal.put(replace(effect, intent_at=answer.at))
-        return effect
+                return answer
+
+    async def _pause_request(self, seconds: float, effect: Effect) -> None:
+        """Between two requests to a model under one intent: meanwhile another worker may have taken the run over."""
+        await asyncio.sleep(seconds)
+        await self._confirm(effect)
 
     def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any] | str:
         """What the call gets, or why it cannot get it."""

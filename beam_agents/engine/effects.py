@@ -11,8 +11,9 @@ from typing import Any
 
 from beam_agents.codec import named, shown, told
 from beam_agents.context import RunContext
-from beam_agents.engine.outcome import Outcome
-from beam_agents.errors import ConfigurationError, FailRun, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.engine.outcome import Fenced, Outcome
+from beam_agents.errors import ConfigurationError, FailRun, LedgerError, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.ledger.base import LedgerUnavailable
 from beam_agents.messages import ModelRequest, ModelResponse
 from beam_agents.models.base import Model
 from beam_agents.models.fallback import FallbackModel
@@ -24,9 +25,18 @@ _LOGGER = logging.getLogger(__name__)
 
 
 async def ask_model(
-    model: Model, request: ModelRequest, *, connect: Callable[[Model], Awaitable[None]], network_forbidden: bool
+    model: Model,
+    request: ModelRequest,
+    *,
+    connect: Callable[[Model], Awaitable[None]],
+    pause: Callable[[float], Awaitable[None]],
+    network_forbidden: bool,
 ) -> Outcome:
-    """Asks a model, with the retries of the request's settings."""
+    """Asks a model, with the retries of the request's settings.
+
+    Raises:
+        Fenced: By `pause`, as is what the ledger raises.
+    """
     try:
         check_network_allowed(model, network_forbidden)
         asked = model
@@ -34,10 +44,12 @@ async def ask_model(
             await _contained(connect(model), request.settings.timeout)
         else:
             asked = _Connected(model, connect)
-        response = await _contained(request_with_retries(asked, request, forbidden=network_forbidden))
+        response = await _contained(request_with_retries(asked, request, forbidden=network_forbidden, sleep=pause))
         written = response.model_dump_json()
         ModelResponse.model_validate_json(written)  # a record that cannot be read would end the run
         return Outcome("ok", written)
+    except (Fenced, LedgerError, LedgerUnavailable):
+        raise
     except ModelError as error:
         return Outcome.of("error", told(error))
     except _TimedOut:

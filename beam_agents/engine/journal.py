@@ -63,6 +63,10 @@ class Journal:
         self.delivered.append((path, attempt))
         self._unsaved.append((path, attempt))
 
+    def give_back(self, unsaved: tuple[Delivery, ...]) -> None:
+        """Takes deliveries back that `take_unsaved` gave and that did not get to the ledger."""
+        self._unsaved[:0] = unsaved
+
     def take_unsaved(self) -> tuple[Delivery, ...]:
         """The deliveries that no intent has carried to the ledger yet; the next intent has to."""
         unsaved = tuple(self._unsaved)

@@ -14,12 +14,13 @@ from pydantic import JsonValue
 
 from beam_agents.codec import told
 from beam_agents.context import RunContext
-from beam_agents.engine.attempts import Attempts, Fenced, ask
+from beam_agents.engine.attempts import Attempts, ask
 from beam_agents.engine.emit import recorded_event
 from beam_agents.engine.end import End, Ended, Refused, conflict
 from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Ending, Machine, Port, describe, doubt, reason_of
+from beam_agents.engine.outcome import Fenced
 from beam_agents.engine.task import Task
 from beam_agents.errors import LedgerChanged, LedgerError, StateMismatch
 from beam_agents.events import FailureReason

@@ -19,6 +19,10 @@ hold what it returned; `in_doubt`: nobody knows; `not_happened`: this attempt is
 one follows."""
 
 
+class Fenced(Exception):
+    """Another worker has the run, or it has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an attempt came to."""

@@ -160,7 +160,11 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Intend:
-    """Records that an attempt is about to be made. Given again, it changes nothing. Answers: `Done`, `Fenced`."""
+    """Records that an attempt is about to be made. Given again, it changes nothing.
+
+    Answers: `Done`, `Fenced`, or `Recorded` with the attempt before this one, when its outcome has come from a worker
+    that was believed dead and leaves nothing to attempt.
+    """
 
     run: RunKey
     epoch: int

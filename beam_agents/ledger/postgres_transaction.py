@@ -365,7 +365,8 @@ def _wanted_by(commands: Iterable[Command]) -> _Wanted:
             case Load():
                 wanted.journals.add(command.run)
             case Intend():
-                wanted.attempts.add((command.run, command.effect.path, command.effect.attempt))
+                for attempt in {command.effect.attempt, max(1, command.effect.attempt - 1)}:
+                    wanted.attempts.add((command.run, command.effect.path, attempt))
             case Record():
                 wanted.attempts.add((command.run, command.path, command.attempt))
             case ReadHead():

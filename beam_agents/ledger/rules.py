@@ -43,6 +43,9 @@ from beam_agents.ledger.base import (
     Transaction,
 )
 
+_FOLLOWED = ("error", "not_happened")
+"""Outcomes after which another attempt may follow."""
+
 
 def carry_out(tx: Transaction, command: Command) -> Answer:
     """Carries out one command."""
@@ -135,7 +138,11 @@ def _intend(tx: Transaction, command: Intend) -> Answer:
     if run is None or run.end is not None or run.epoch != command.epoch:
         return Fenced(run)
     now = tx.now()
-    if tx.effect(command.run, command.effect.path, command.effect.attempt) is None:
+    path, attempt = command.effect.path, command.effect.attempt
+    if tx.effect(command.run, path, attempt) is None:
+        before = tx.effect(command.run, path, attempt - 1) if attempt > 1 else None
+        if before is not None and before.status not in (None, *_FOLLOWED):
+            return Recorded(before, new=False)
         tx.add_effect(command.run, replace(command.effect, intent_at=now))
     return Done(now)
 

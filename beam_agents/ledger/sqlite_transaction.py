@@ -129,7 +129,8 @@ class SqliteTransaction:
                 case Load():
                     journals.add(command.run)
                 case Intend():
-                    attempts.add((command.run, command.effect.path, command.effect.attempt))
+                    for attempt in {command.effect.attempt, max(1, command.effect.attempt - 1)}:
+                        attempts.add((command.run, command.effect.path, attempt))
                 case Record():
                     attempts.add((command.run, command.path, command.attempt))
                 case ReadHead():

@@ -208,6 +208,23 @@ class LedgerRules(ABC):
         store.expect(Done, Intend(run_key(), 1, replace(attempt(), name="changed")))
         assert store.expect(Loaded, Load(run_key())).effects == (replace(attempt(), intent_at=NOW),)
 
+    def test_no_attempt_follows_an_outcome_that_came_late(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        late = store.expect(Recorded, Record(run_key(), "0", 1, "ok", '"late"')).effect
+        second = Intend(run_key(), 1, replace(attempt(), attempt=2))
+        assert store.do(second) == Recorded(late, new=False)
+        assert store.expect(Loaded, Load(run_key())).effects == (late,)
+
+    @pytest.mark.parametrize("status", [None, "error", "not_happened"])
+    def test_an_attempt_follows_one_that_failed_or_was_left(self, store: Store, status: str | None) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        if status:
+            store.do(Record(run_key(), "0", 1, status, '"why"'))
+        store.expect(Done, Intend(run_key(), 1, replace(attempt(), attempt=2)))
+        assert [effect.attempt for effect in store.expect(Loaded, Load(run_key())).effects] == [1, 2]
+
     def test_an_intent_needs_the_newest_epoch_of_an_open_run(self, store: Store) -> None:
         assert store.do(Intend(run_key(), 1, attempt())) == Fenced(None)
         store.do(opening(run_key()))

@@ -59,6 +59,8 @@ class Now(Stored):
     open: Envelope | None = None
     revision: int | None = None
     """Of the agent that the open event was given to: its run ends under the revision it began with."""
+    taken_by: str = ""
+    """The worker that took the open event and did not know its run; empty if it did."""
     read: int = 0
     """How many events of the inbox were taken."""
     waiting: int = 0
@@ -102,7 +104,6 @@ class _Cells:
         self.now = Now.from_json(raw) if (raw := now.read()) else Now()
         self.memory = Memory.from_json(raw) if (raw := memory.read()) else Memory()
         self._before = (self.now, self.memory)
-        self.was_open = self.now.open
 
     def set_now(self, **changes: Any) -> None:
         self.now = self.now.model_copy(update=changes)
@@ -297,21 +298,22 @@ class StreamingDoFn(beam.DoFn):
                 break
             for emission in self._close(cells, event, outcome):
                 yield TaggedOutput(*place(emission))
-            cells.set_now(open=None, revision=None)
+            cells.set_now(open=None, revision=None, taken_by="")
             tag = _tag(event)
-            if (arrived is None or tag != _tag(arrived)) and all(tag != _tag(other) for other in cells.unfinished()):
+            # Its own timer is not set yet; one that an event with the same id has set is.
+            if event is not arrived and all(tag != _tag(other) for other in cells.unfinished()):
                 cells.deadline.clear(dynamic_timer_tag=tag)
 
     def _take(self, cells: _Cells, event: Envelope) -> None:
-        cells.set_now(open=event, revision=self._use.agent.revision)
+        known = self._host.find(self._use.run_key(cells.key, event)) is not None
+        taken_by = "" if known else self._host.owner
+        cells.set_now(open=event, revision=self._use.agent.revision, taken_by=taken_by)
 
     def _outcome(self, cells: _Cells, event: Envelope) -> Ended | Refused | ClosedId | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
         if self._use.ephemeral and (before := cells.emitted_before(event)) is not None:  # no ledger knows it
             return before if before.digest == event.digest else conflict(event.run_id)
         task = self._task(cells, event)
-        # An end that was known before the event was: another worker may have emitted it, when the key was there.
-        known = cells.was_open != event and self._host.find(task.run) is not None
         handle = self._host.start(task)
         try:
             if self._waits:
@@ -329,7 +331,13 @@ class StreamingDoFn(beam.DoFn):
             self._host.forget(handle.run)  # the bundle fails; the next one tries again
             raise
         self._host.forget(handle.run)
-        if known and (before := cells.emitted_before(event)) is not None and isinstance(outcome, Ended):
+        # An end that was known before this event was, or to another worker: it may have been emitted for an event that
+        # came before under the same id.
+        if (
+            cells.now.taken_by != self._host.owner
+            and (before := cells.emitted_before(event)) is not None
+            and isinstance(outcome, Ended)
+        ):
             return before
         if isinstance(outcome, Ended) and (outcome.run.closed_at or 0) - outcome.run.opened_at < QUICK_SECONDS:
             self._quick = _PATIENCE

@@ -74,6 +74,7 @@ def assert_goes_on(before: list[Line], after: list[Line]) -> None:
         assert 1 < first <= reached + 1
 
 
+@pytest.mark.long  # the short form is in test_flink_recovery.py
 def test_a_job_goes_on_whatever_dies(flink: FlinkCluster, tmp_path: Path) -> None:
     job = Counting(flink, tmp_path / "counts")
     job.submit()

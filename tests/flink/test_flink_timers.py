@@ -95,7 +95,13 @@ class TimersJob:
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one-task-manager", "two-task-managers"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="one-task-manager", marks=pytest.mark.long),
+        pytest.param(2, id="two-task-managers"),
+    ],
+)
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
     """A cluster for jobs of parallelism N on N TaskManagers."""
     task_managers: int = request.param

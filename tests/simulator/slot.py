@@ -1,0 +1,21 @@
+"""A place for a worker process."""
+
+from __future__ import annotations
+
+from beam_agents.transforms.streaming import StreamingDoFn
+from tests.simulator.worker import Road, SimWorker
+
+
+class Slot:
+    """A place for a worker process, which may die and be started again."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.road = Road()
+        self.worker: SimWorker | None = None
+        self.dofn: StreamingDoFn | None = None
+        self.apart = False
+        """Cut off from the runner."""
+
+    def can_work(self) -> bool:
+        return self.dofn is not None and self.worker is not None and not self.worker.loop.frozen and not self.apart
