@@ -60,7 +60,7 @@ _CALL_SECONDS = 20.0
 _WALL_CLOCK = timedelta(minutes=15)
 """Longer than a test waits: a run that only its deadline would end counts as lost."""
 _WALL_CLOCK_UNRECORDED = timedelta(minutes=1)
-"""Without a ledger nobody knows which runs are open after a restore: those start over when their deadline is looked at."""
+"""Without a ledger nobody knows after a restore which runs were open: they start over when this time has passed."""
 
 
 class Event(BaseModel):
