@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from beam_agents.codec import named
 from beam_agents.errors import BeamAgentsError
 
 _LOGGER = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Execution:
         try:
             code.close()
         except BaseException as error:  # a `finally` of user code that awaits or raises; the run is over all the same
-            _LOGGER.warning("code that was dropped raised %r while it was closed", error)
+            _LOGGER.warning("code that was dropped raised %s while it was closed", named(error))
 
     def _run(self, branch: _Branch, value: Any, error: BaseException | None) -> list[Request]:
         asked: list[Request] = []

@@ -269,7 +269,8 @@ class Host:
     async def connect(self, model: Model) -> None:
         """Connects a model once; after a failure, anew at the next request."""
         connecting = self._models.get(id(model), (model, None))[1]
-        if connecting is None or (connecting.done() and connecting.exception() is not None):
+        failed = connecting is not None and connecting.done() and (connecting.cancelled() or connecting.exception())
+        if connecting is None or failed:
             connecting = asyncio.ensure_future(model.connect())
             self._models[id(model)] = (model, connecting)
         await asyncio.shield(connecting)

@@ -51,7 +51,7 @@ class BatchDoFn(beam.DoFn):
     def process(self, element: tuple[Any, Iterable[bytes]]) -> None:
         """Starts a key's first run."""
         key, encoded = element
-        envelopes = sorted(map(Envelope.model_validate_json, encoded), key=lambda e: (e.micros, e.run_id, e.digest))
+        envelopes = sorted(map(Envelope.from_json, encoded), key=lambda e: (e.micros, e.run_id, e.digest))
         chain = asyncio.run_coroutine_threadsafe(self._chain(key, envelopes), this_worker().loop)
         self._chains.append((key, chain))
 

@@ -124,7 +124,7 @@ class _Cells:
                 self.set_now(read=0, waiting=0)
             return None
         waiting = list(self._inbox.read())
-        event = Envelope.model_validate_json(waiting[self.now.read])
+        event = Envelope.from_json(waiting[self.now.read])
         self.set_now(read=self.now.read + 1)
         if self.now.read >= _INBOX_COMPACT_AFTER:
             left = waiting[self.now.read :]
@@ -137,7 +137,7 @@ class _Cells:
     def unfinished(self) -> list[Envelope]:
         """The open event and those that wait."""
         waiting = list(self._inbox.read())[self.now.read :] if self.now.waiting else []
-        events = [Envelope.model_validate_json(raw) for raw in waiting]
+        events = [Envelope.from_json(raw) for raw in waiting]
         return [self.now.open, *events] if self.now.open else events
 
     def emitted_before(self, event: Envelope) -> ClosedId | None:
@@ -223,7 +223,7 @@ class StreamingDoFn(beam.DoFn):
         if data == LOOK:  # no timer is set here: it would hold the watermark at the doorbell's time
             yield from self._advance(cells)
         else:
-            event = Envelope.model_validate_json(data)
+            event = Envelope.from_json(data)
             if cells.now.open is None and not cells.now.waiting:
                 self._take(cells, event)
             else:

@@ -68,7 +68,7 @@ def test_pure_tools_need_none() -> None:
 
 @pytest.mark.parametrize(
     "ledger",
-    ["runs.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite://runs.db", "postgres://x/y", "", 5, "sqlite:///a?b=1"],
+    ["runs.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite://runs.db", "mysql://x/y", "", 5, "sqlite:///a?b=1"],
 )
 def test_a_ledger_has_one_of_the_forms(ledger: Any) -> None:
     said = refusal(ledger=ledger)
