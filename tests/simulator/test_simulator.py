@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from beam_agents.engine import attempts, host, live
 from beam_agents.engine.journal import Journal
+from beam_agents.engine.outcome import Status
 from beam_agents.history import History
 from beam_agents.ledger import rules
 from beam_agents.ledger.base import Answer, Done, Intend, Open, Opened, Record, Recorded, Transaction
@@ -117,6 +118,7 @@ def _outcomes_are_made_again(patch: pytest.MonkeyPatch) -> None:
         return None if effect is not None and effect.value == '"look_up 0"' and effect.attempt == 1 else effect
 
     patch.setattr(Journal, "settled", forgetful)
+    patch.setattr(rules, "_FOLLOWED", get_args(Status))  # the ledger would refuse it too
 
 
 def _intents_stay_fresh(patch: pytest.MonkeyPatch) -> None:
