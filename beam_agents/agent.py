@@ -20,8 +20,9 @@ from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError, RunFailed, StateMismatch
 from beam_agents.events import RunResult
 from beam_agents.history import History
-from beam_agents.ledger.base import Ledger, RunKey
+from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.memory import EphemeralLedger
+from beam_agents.ledger.records import RunKey
 from beam_agents.ledger.urls import ledger_from
 from beam_agents.messages import ModelSettings
 from beam_agents.models.base import Model

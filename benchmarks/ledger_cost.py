@@ -23,7 +23,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from beam_agents.ledger import Ledger, ledger_from
-from beam_agents.ledger.base import Close, Effect, Intend, Open, Record, RunKey
+from beam_agents.ledger.commands import Close, Intend, Open, Record
+from beam_agents.ledger.records import Effect, RunKey
 from beam_agents.testing.wire import Wire
 from runners.postgres import PostgresServer
 

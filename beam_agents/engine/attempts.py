@@ -17,18 +17,9 @@ from beam_agents.engine.execution import Request
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Fenced, Outcome
 from beam_agents.errors import LedgerError
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
-    Answer,
-    Command,
-    Done,
-    Effect,
-    Intend,
-    LedgerUnavailable,
-    Record,
-    Recorded,
-    Run,
-)
+from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command, Done, Intend, Record, Recorded
+from beam_agents.ledger.records import Effect, Run
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:

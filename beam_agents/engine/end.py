@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from beam_agents.budget import Usage
 from beam_agents.events import FailureReason, TraceRecord
-from beam_agents.ledger.base import Effect, Run
+from beam_agents.ledger.records import Effect, Run
 from beam_agents.messages import Message, ModelResponse
 from beam_agents.stored import Stored
 

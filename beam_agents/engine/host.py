@@ -18,7 +18,9 @@ from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.task import Task
 from beam_agents.errors import LedgerError
-from beam_agents.ledger.base import LEASE_SECONDS, FindClosed, FindOrphans, FoundClosed, Orphans, Run, RunKey
+from beam_agents.ledger.base import LEASE_SECONDS
+from beam_agents.ledger.commands import FindClosed, FindOrphans, FoundClosed, Orphans
+from beam_agents.ledger.records import Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from beam_agents.ledger.base import Delivery, Effect
+from beam_agents.ledger.records import Delivery, Effect
 
 
 class Journal:

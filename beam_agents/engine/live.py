@@ -25,14 +25,14 @@ from beam_agents.engine.task import Task
 from beam_agents.errors import LedgerChanged, LedgerError, StateMismatch
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
-from beam_agents.ledger.base import (
+from beam_agents.ledger.base import LedgerUnavailable
+from beam_agents.ledger.commands import (
     Answer,
     Busy,
     Close,
     Closed,
     Command,
     Conflict,
-    LedgerUnavailable,
     Open,
     Opened,
     OtherOpen,

@@ -24,7 +24,7 @@ from beam_agents.errors import (
     ToolFailed,
 )
 from beam_agents.events import FailureReason
-from beam_agents.ledger.base import Effect
+from beam_agents.ledger.records import Effect
 from beam_agents.messages import Message, ModelRequest, ModelResponse
 from beam_agents.output import InvalidOutput
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from beam_agents.codec import printable
 from beam_agents.errors import FailRun, ModelError, ModelRetry, ToolError, ToolFailed
-from beam_agents.ledger.base import Effect
+from beam_agents.ledger.records import Effect
 from beam_agents.messages import ModelResponse
 
 Status: TypeAlias = Literal["ok", "retry", "failed", "rejected", "error", "result_lost", "in_doubt", "not_happened"]

@@ -11,7 +11,8 @@ from beam_agents.engine.end import Refused
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
 from beam_agents.events import RunFailure, RunResult
-from beam_agents.ledger.base import Ledger, RunKey
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.records import RunKey
 
 
 def run_one(

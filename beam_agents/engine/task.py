@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from beam_agents.ledger.base import RunKey
+from beam_agents.ledger.records import RunKey
 
 
 @dataclass(frozen=True)

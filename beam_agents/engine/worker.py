@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host, WorkerStatus
-from beam_agents.ledger.base import LEASE_SECONDS, Ledger, Renew
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger
+from beam_agents.ledger.commands import Renew
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:

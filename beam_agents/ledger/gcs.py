@@ -60,11 +60,13 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from beam_agents.errors import ConfigurationError, LedgerError
-from beam_agents.ledger.base import Answer, Command, FindClosed, FindOrphans, HeadKey, Ledger, ReadHead, Renew
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.commands import Answer, Command, FindClosed, FindOrphans, ReadHead, Renew
 from beam_agents.ledger.gcs_heads import GcsHeads
 from beam_agents.ledger.gcs_log import encode
 from beam_agents.ledger.gcs_names import IDENTITY
 from beam_agents.ledger.gcs_store import GcsStore, Traffic
+from beam_agents.ledger.records import HeadKey
 
 _SCHEMA_VERSION = 1
 _FORMAT = "beam-agents ledger"

@@ -13,13 +13,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from beam_agents.errors import LedgerError
-from beam_agents.ledger.base import Answer, Close, Command, HeadKey, LedgerUnavailable, Open, Run, RunKey
+from beam_agents.ledger.base import LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Close, Command, Open
 from beam_agents.ledger.gcs_leases import GcsLeases
 from beam_agents.ledger.gcs_log import ClosedRun, HeadState
 from beam_agents.ledger.gcs_names import checkpoint_name, entry_name, open_marker, run_name
 from beam_agents.ledger.gcs_search import GcsSearch, marker_content
 from beam_agents.ledger.gcs_store import GcsStore, Stored
 from beam_agents.ledger.gcs_transaction import GcsTransaction
+from beam_agents.ledger.records import HeadKey, Run, RunKey
 from beam_agents.ledger.rules import carry_out
 
 T = TypeVar("T")

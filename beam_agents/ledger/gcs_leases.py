@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 
-from beam_agents.ledger.base import Lease
 from beam_agents.ledger.gcs_log import encode
 from beam_agents.ledger.gcs_names import lease_name
 from beam_agents.ledger.gcs_store import GcsStore
+from beam_agents.ledger.records import Lease
 
 _FRESH_SECONDS = 1.0
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from beam_agents.ledger.base import Effect, Head, HeadKey, Run, RunKey
 from beam_agents.ledger.gcs_names import head_folder
+from beam_agents.ledger.records import Effect, Head, HeadKey, Run, RunKey
 
 
 class Entry(NamedTuple):

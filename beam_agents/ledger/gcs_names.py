@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from beam_agents.ledger.base import HeadKey, Run, RunKey
+from beam_agents.ledger.records import HeadKey, Run, RunKey
 
 IDENTITY = "ledger.json"
 

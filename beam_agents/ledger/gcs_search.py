@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from beam_agents.ledger.base import Lease, Run, RunKey
 from beam_agents.ledger.gcs_leases import GcsLeases
 from beam_agents.ledger.gcs_log import encode
 from beam_agents.ledger.gcs_names import Marker, closed_folder, newest_first, open_folder, read_marker
 from beam_agents.ledger.gcs_store import GcsStore
+from beam_agents.ledger.records import Lease, Run, RunKey
 
 _LOOKED_AT_ONCE = 64
 _STRAY_SECONDS = 3600.0

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beam_agents.ledger.base import Effect, Head, HeadKey, Lease, Run, RunKey
 from beam_agents.ledger.gcs_leases import GcsLeases
 from beam_agents.ledger.gcs_log import ClosedRun, Entry, HeadState, changes
 from beam_agents.ledger.gcs_names import closed_marker, open_marker, run_name
 from beam_agents.ledger.gcs_search import GcsSearch
 from beam_agents.ledger.gcs_store import GcsStore
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 
 
 @dataclass

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
-from beam_agents.ledger.base import Answer, Closed, Command, Effect, Head, HeadKey, Lease, Ledger, Run, RunKey
+from beam_agents.ledger.base import BEGINNING, Ledger
+from beam_agents.ledger.commands import Answer, Closed, Command, FindRuns
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey, UseSummary
 from beam_agents.ledger.rules import carry_out
 
 
@@ -30,6 +34,7 @@ class MemoryLedger(Ledger):
         self._open: dict[RunKey, None] = {}
         self._effects: dict[RunKey, dict[tuple[str, int], Effect]] = {}
         self._leases: dict[str, Lease] = {}
+        self._horizons: dict[tuple[str, str], float] = {}
 
     def __reduce__(self) -> tuple[type[MemoryLedger], tuple[str]]:
         return MemoryLedger, (self._url.removeprefix("memory:"),)
@@ -97,9 +102,81 @@ class MemoryLedger(Ledger):
         found = [
             (run.closed_at, key)
             for key, run in self._runs.items()
-            if (key.scope, key.agent) == (scope, agent) and run.closed_at is not None and run.closed_at >= since
+            if (key.scope, key.agent) == (scope, agent)
+            and run.closed_at is not None
+            and run.closed_at >= since
+            and not run.tombstone
         ]
         return [key for _, key in sorted(found, key=lambda pair: pair[0], reverse=True)[:limit]]
+
+    def find_runs(self, query: FindRuns) -> Sequence[Run]:
+        found = sorted(filter(partial(_is_asked_for, query), self._runs.values()), key=lambda run: -run.opened_at)
+        return found[: query.limit]
+
+    def uses(self) -> Sequence[UseSummary]:
+        runs = self._runs.values()
+        return [
+            UseSummary(
+                scope,
+                agent,
+                open=sum(run.end is None for run in of_it),
+                ended=sum(run.end is not None and not run.tombstone for run in of_it),
+                doubtful=sum(run.doubtful for run in of_it),
+                tombstones=sum(run.tombstone for run in of_it),
+                pruned_to=self.horizon(scope, agent),
+            )
+            for scope, agent in sorted({(run.key.scope, run.key.agent) for run in runs})
+            if (of_it := [run for run in runs if (run.key.scope, run.key.agent) == (scope, agent)])
+        ]
+
+    def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        old = self._closed_before(scope, agent, closed_before, tombstones=False)[:limit]
+        for run in old:
+            self._runs[run.key] = replace(run, event="", end="", resolution=None)
+            self._effects.pop(run.key, None)
+        if old:
+            newest = max(run.closed_at or 0.0 for run in old)
+            self._horizons[scope, agent] = max(newest, self._horizons.get((scope, agent), 0.0))
+        return len(old)
+
+    def forget(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        old = self._closed_before(scope, agent, closed_before, tombstones=True)[:limit]
+        for run in old:
+            head = self._heads[run.key.head]
+            newest = max(BEGINNING if run.event_time is None else run.event_time, head.forgotten_to or BEGINNING)
+            self._heads[run.key.head] = replace(head, forgotten_to=newest)
+            del self._runs[run.key]
+        return len(old)
+
+    def horizon(self, scope: str, agent: str) -> float | None:
+        return self._horizons.get((scope, agent))
+
+    def _closed_before(self, scope: str, agent: str, before: float, *, tombstones: bool) -> list[Run]:
+        found = [
+            run
+            for run in self._runs.values()
+            if (run.key.scope, run.key.agent) == (scope, agent)
+            and run.closed_at is not None
+            and run.closed_at < before
+            and run.tombstone == tombstones
+            and not run.doubtful
+        ]
+        return sorted(found, key=lambda run: run.closed_at or 0.0)
+
+
+def _is_asked_for(query: FindRuns, run: Run) -> bool:
+    key = run.key
+    asked = ((query.scope, key.scope), (query.agent, key.agent), (query.key, key.key), (query.run_id, key.run_id))
+    if run.tombstone or any(wanted not in (None, own) for wanted, own in asked):
+        return False
+    match query.which:
+        case "open":
+            return run.end is None
+        case "doubtful":
+            return run.doubtful
+        case "failed":
+            return run.reason is not None
+    return True
 
 
 class EphemeralLedger(MemoryLedger):

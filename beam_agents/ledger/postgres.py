@@ -13,7 +13,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from beam_agents.errors import ConfigurationError, LedgerError
-from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
+from beam_agents.ledger.base import Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command
 from beam_agents.ledger.postgres_rows import Statements
 from beam_agents.ledger.postgres_schema import prepare
 from beam_agents.ledger.postgres_transaction import PostgresTransaction

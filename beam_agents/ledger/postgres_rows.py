@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from beam_agents.codec import digest
-from beam_agents.ledger.base import Effect, Head, HeadKey, Lease, Run, RunKey
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 
 _MICROSECONDS = 1_000_000
 

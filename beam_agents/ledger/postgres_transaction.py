@@ -21,25 +21,20 @@ import psycopg
 
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import postgres_rows as rows
-from beam_agents.ledger.base import (
+from beam_agents.ledger.base import LedgerUnavailable
+from beam_agents.ledger.commands import (
     Close,
     Command,
-    Effect,
     FindClosed,
     FindOrphans,
-    Head,
-    HeadKey,
     Intend,
-    Lease,
-    LedgerUnavailable,
     Load,
     Open,
     ReadHead,
     Record,
     Renew,
-    Run,
-    RunKey,
 )
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 
 _Attempt: TypeAlias = tuple[RunKey, str, int]
 

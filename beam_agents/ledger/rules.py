@@ -6,11 +6,14 @@ lost the connection after the commit gives its commands again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from pydantic import TypeAdapter
+
+from beam_agents.ledger.base import BEGINNING, LEASE_SECONDS, Transaction
+from beam_agents.ledger.commands import (
     Answer,
     Busy,
     Close,
@@ -21,30 +24,44 @@ from beam_agents.ledger.base import (
     Fenced,
     FindClosed,
     FindOrphans,
+    FindRuns,
     FoundClosed,
-    Head,
+    FoundRuns,
     HeadIs,
+    HorizonIs,
     Intend,
-    Lease,
     Load,
     Loaded,
     Open,
     Opened,
     Orphans,
     OtherOpen,
+    Prune,
+    Pruned,
+    PruneDone,
     ReadHead,
+    ReadHorizon,
     Record,
     Recorded,
     Release,
     Renew,
-    Run,
-    RunKey,
+    Resolve,
+    Resolved,
     StateAhead,
-    Transaction,
+    Summarize,
+    Summary,
+    TooOld,
 )
+from beam_agents.ledger.records import Effect, Head, Lease, Resolution, Run, RunKey
+
+STALL_SECONDS = 60.0
+"""A worker that died after it had held a run for longer was not killed by it, or so slowly that the budget ends it."""
 
 _FOLLOWED = ("error", "not_happened")
 """Outcomes after which another attempt may follow."""
+
+
+_RESOLUTIONS = TypeAdapter(list[Resolution])
 
 
 def carry_out(tx: Transaction, command: Command) -> Answer:
@@ -74,6 +91,19 @@ def carry_out(tx: Transaction, command: Command) -> Answer:
         case FindClosed():
             since = tx.now() - command.within
             return FoundClosed(tuple(tx.closed_runs(command.scope, command.agent, since, command.limit)))
+        case FindRuns():
+            return FoundRuns(tuple(tx.find_runs(command)))
+        case Summarize():
+            return Summary(tuple(tx.uses()))
+        case Resolve():
+            return _resolve(tx, command)
+        case Prune():
+            # Tombstones first: what is made one now stays for the next time, so that no limit is counted twice.
+            now = tx.now()
+            forgotten = tx.forget(command.scope, command.agent, now - command.tombstones_for, command.limit)
+            return PruneDone(tx.prune(command.scope, command.agent, now - command.closed_for, command.limit), forgotten)
+        case ReadHorizon():
+            return HorizonIs(tx.horizon(command.scope, command.agent))
         case _:
             assert_never(command)
 
@@ -89,8 +119,10 @@ def _open(tx: Transaction, command: Open) -> Answer:
     if run is not None and run.digest != command.digest:
         return Conflict(run)
     if run is not None and run.end is not None:
-        return Closed(run, tx.effects(run.key), head.session_version, head.session)
+        return Pruned(run) if run.tombstone else Closed(run, tx.effects(run.key), head.session_version, head.session)
     if run is None:
+        if head.forgotten_to is not None and _time_of(command.event_time) <= head.forgotten_to:
+            return TooOld(head.forgotten_to)
         if head.open_run is not None:
             other = tx.run(RunKey(*command.run.head, head.open_run))
             if other is not None and other.end is None:
@@ -113,19 +145,31 @@ def _open(tx: Transaction, command: Open) -> Answer:
             return Busy(run, until)
         lease = tx.lease(run.owner)
         seen = now if run.owner == command.owner else lease.renewed_at if lease else run.epoch_at
+        died = run.owner != ""
+        held = max(0.0, seen - run.epoch_at) if died else 0.0
         run = replace(
             run,
             epoch=run.epoch + 1,
             owner=command.owner,
             epoch_at=now,
-            held=run.held + (max(0.0, seen - run.epoch_at) if run.owner else 0.0),
-            stalls=run.stalls + (1 if run.owner else 0),
+            held=run.held + held,
+            stalls=run.stalls + (died and held < STALL_SECONDS and not _only_sleeps(tx.effects(run.key))),
             nonce=command.nonce,
         )
     tx.put_run(run)
     # The opener is alive right now, so its run is not an orphan before its first renewal.
     tx.put_lease(Lease(command.owner, renewed_at=now, until=now + LEASE_SECONDS))
     return Opened(run, tx.effects(run.key), head.session_version, head.session)
+
+
+def _only_sleeps(effects: Sequence[Effect]) -> bool:
+    """Whether the run did nothing but wait, and so cannot be what killed its worker."""
+    waiting = [effect.kind == "sleep" for effect in effects if effect.status is None]
+    return bool(waiting) and all(waiting)
+
+
+def _time_of(event_time: int | None) -> int:
+    return BEGINNING if event_time is None else event_time
 
 
 def _lease_end(tx: Transaction, run: Run) -> float:
@@ -169,7 +213,8 @@ def _close(tx: Transaction, command: Close) -> Answer:
     if run.end is None:
         if run.epoch != command.epoch:
             return Fenced(run)
-        run = replace(run, end=command.end, closed_at=tx.now(), owner="")
+        doubtful = command.reason == "in_doubt"
+        run = replace(run, end=command.end, closed_at=tx.now(), owner="", reason=command.reason, doubtful=doubtful)
         tx.put_run(run)
         head = replace(head, session_version=head.session_version + 1, session=command.session, open_run=None)
         tx.put_head(head)
@@ -184,3 +229,31 @@ def _release(tx: Transaction, command: Release) -> Answer:
     if run.owner:
         tx.put_run(replace(run, owner="", held=run.held + max(0.0, now - run.epoch_at), epoch_at=now))
     return Done(now)
+
+
+def _resolve(tx: Transaction, command: Resolve) -> Answer:
+    run, found = tx.run(command.run), replace(command.resolution, at=tx.now())
+    effect = tx.effect(command.run, found.path, found.attempt) if run and not run.tombstone else None
+    if run is None or effect is None:
+        return Loaded(run)
+    if run.end is None:
+        until = _lease_end(tx, run)
+        if until > tx.now():
+            return Busy(run, until)
+        if effect.effect != "once" or effect.status is not None:
+            return Loaded(run, tx.effects(run.key))
+        return _record(tx, Record(run.key, found.path, found.attempt, found.status, found.value))
+    noted = _RESOLUTIONS.validate_json(run.resolution or "[]")
+    waiting = {(e.path, e.attempt) for e in tx.effects(run.key) if e.status == "in_doubt" or _left_open(e)}
+    waiting -= {(done.path, done.attempt) for done in noted}
+    if (found.path, found.attempt) not in waiting:
+        return Loaded(run, tx.effects(run.key))
+    waiting.remove((found.path, found.attempt))
+    resolution = _RESOLUTIONS.dump_json([*noted, found]).decode()
+    run = replace(run, resolution=resolution, doubtful=bool(waiting))
+    tx.put_run(run)
+    return Resolved(run)
+
+
+def _left_open(effect: Effect) -> bool:
+    return effect.effect == "once" and effect.status is None

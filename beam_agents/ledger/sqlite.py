@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from beam_agents.errors import ConfigurationError, LedgerError
-from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
+from beam_agents.ledger.base import Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command
 from beam_agents.ledger.rules import carry_out
 from beam_agents.ledger.sqlite_transaction import SCHEMA, SqliteTransaction, decode_text
 

@@ -15,24 +15,19 @@ from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from beam_agents.ledger.base import (
+from beam_agents.ledger.commands import (
     Close,
     Command,
-    Effect,
     FindClosed,
     FindOrphans,
-    Head,
-    HeadKey,
     Intend,
-    Lease,
     Load,
     Open,
     ReadHead,
     Record,
     Renew,
-    Run,
-    RunKey,
 )
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 
 SCHEMA = (
     """CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",

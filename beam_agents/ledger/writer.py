@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
+from beam_agents.ledger.base import Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from beam_agents.ledger.base import (
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.commands import (
     Answer,
     Busy,
     Close,
@@ -18,10 +19,8 @@ from beam_agents.ledger.base import (
     Done,
     Fenced,
     FindOrphans,
-    Head,
     HeadIs,
     Intend,
-    Ledger,
     Load,
     Loaded,
     Open,
@@ -33,6 +32,7 @@ from beam_agents.ledger.base import (
     Recorded,
     Release,
 )
+from beam_agents.ledger.records import Head
 from beam_agents.testing.ledger_race import race
 from beam_agents.testing.ledger_rules import LedgerRules
 from beam_agents.testing.ledger_store import Store, attempt, opening, run_key

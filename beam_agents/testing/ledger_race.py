@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import TypeVar
 
-from beam_agents.ledger.base import Answer, Command, Ledger, LedgerUnavailable
+from beam_agents.ledger.base import Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command
 
 T = TypeVar("T")
 

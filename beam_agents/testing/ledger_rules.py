@@ -8,21 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger
+from beam_agents.ledger.commands import (
     Busy,
     Close,
     Closed,
     Conflict,
     Done,
-    Effect,
     Fenced,
     FindClosed,
     FindOrphans,
     FoundClosed,
-    Head,
     Intend,
-    Ledger,
     Load,
     Loaded,
     Opened,
@@ -32,9 +29,9 @@ from beam_agents.ledger.base import (
     Recorded,
     Release,
     Renew,
-    Run,
     StateAhead,
 )
+from beam_agents.ledger.records import Effect, Head, Run
 from beam_agents.testing.ledger_store import NOW, FakeClock, Store, attempt, opening, run_key
 
 

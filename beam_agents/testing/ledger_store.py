@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from beam_agents.ledger.base import (
-    Answer,
-    Close,
-    Closed,
-    Command,
-    Effect,
-    Head,
-    HeadIs,
-    HeadKey,
-    Ledger,
-    Load,
-    Loaded,
-    Open,
-    Opened,
-    ReadHead,
-    Run,
-    RunKey,
-)
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.commands import Answer, Close, Closed, Command, HeadIs, Load, Loaded, Open, Opened, ReadHead
+from beam_agents.ledger.records import Effect, Head, HeadKey, Run, RunKey
 
 A = TypeVar("A")
 

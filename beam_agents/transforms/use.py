@@ -15,7 +15,8 @@ from beam_agents.codec import key_of, key_text
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker
 from beam_agents.errors import ConfigurationError
-from beam_agents.ledger.base import Ledger, Run, RunKey
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.records import Run, RunKey
 from beam_agents.transforms.envelope import Envelope
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from beam_agents.history import Session
 from beam_agents.io.files import Positions
 from beam_agents.io.tail import Position
 from beam_agents.ledger import SqliteLedger
-from beam_agents.ledger.base import RunKey
+from beam_agents.ledger.records import RunKey
 from beam_agents.messages import AssistantMessage, UserMessage
 from beam_agents.stored import Stored
 from beam_agents.transforms.coders import KeyCoder, PydanticCoder

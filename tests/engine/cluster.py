@@ -12,7 +12,7 @@ from beam_agents.engine.host import Handle, Host
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import SqliteLedger
-from beam_agents.ledger.base import RunKey
+from beam_agents.ledger.records import RunKey
 
 
 class Clock:

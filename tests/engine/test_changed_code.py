@@ -18,7 +18,7 @@ from beam_agents.codec import digest, key_text
 from beam_agents.engine.end import Ended
 from beam_agents.engine.task import Task
 from beam_agents.history import Session
-from beam_agents.ledger.base import RunKey
+from beam_agents.ledger.records import RunKey
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
 

@@ -22,7 +22,7 @@ from beam_agents.engine.attempts import Attempts
 from beam_agents.engine.emit import outcome_of
 from beam_agents.errors import ModelError
 from beam_agents.history import Session
-from beam_agents.ledger.base import Answer
+from beam_agents.ledger.commands import Answer
 from beam_agents.messages import AssistantMessage, ModelRequest, UserMessage
 from beam_agents.models import FunctionModel, calls, say
 from beam_agents.transforms.envelope import Admit

@@ -17,7 +17,7 @@ from beam_agents.engine.end import Ended
 from beam_agents.engine.worker import Worker
 from beam_agents.errors import LedgerError, ModelError, StoredFormUnknown
 from beam_agents.ledger import MemoryLedger
-from beam_agents.ledger.base import Answer, Close, Command, Fenced, Open, Opened, Record
+from beam_agents.ledger.commands import Answer, Close, Command, Fenced, Open, Opened, Record
 from beam_agents.messages import ModelRequest, ModelResponse, ModelSettings
 from beam_agents.models import FunctionModel, Model, calls, say
 

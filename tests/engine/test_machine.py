@@ -12,7 +12,7 @@ from beam_agents import Budget, FailureReason
 from beam_agents.engine.execution import Code, Gather, Request
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Machine, Port
-from beam_agents.ledger.base import Effect
+from beam_agents.ledger.records import Effect
 
 BUDGET = Budget()
 

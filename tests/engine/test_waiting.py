@@ -15,7 +15,7 @@ from test_schedules import make_agent
 from beam_agents import Budget, FailureReason, RunContext, workflow
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import LedgerUnavailable, MemoryLedger
-from beam_agents.ledger.base import Answer, Command, Record
+from beam_agents.ledger.commands import Answer, Command, Record
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
 

@@ -20,7 +20,8 @@ from beam_agents.engine import host as host_module
 from beam_agents.engine.end import End
 from beam_agents.engine.task import Task
 from beam_agents.ledger import MemoryLedger
-from beam_agents.ledger.base import Load, Loaded, Run
+from beam_agents.ledger.commands import Load, Loaded
+from beam_agents.ledger.records import Run
 
 
 def watch(hosted: Hosted) -> None:

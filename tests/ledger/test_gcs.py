@@ -16,15 +16,13 @@ from gcs_proxy import Fault, Proxy
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger import gcs_store
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import (
     Close,
     FindClosed,
     FindOrphans,
     FoundClosed,
     Intend,
-    Ledger,
-    LedgerUnavailable,
     Load,
     Opened,
     Orphans,

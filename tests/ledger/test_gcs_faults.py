@@ -14,8 +14,8 @@ from gcs_proxy import Fault, Proxy
 
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import gcs_store
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger, LedgerUnavailable
+from beam_agents.ledger.commands import (
     Answer,
     Close,
     Closed,
@@ -26,8 +26,6 @@ from beam_agents.ledger.base import (
     FoundClosed,
     HeadIs,
     Intend,
-    Ledger,
-    LedgerUnavailable,
     Load,
     Loaded,
     Opened,

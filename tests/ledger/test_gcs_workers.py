@@ -13,8 +13,8 @@ pytest.importorskip("google.auth")
 import gcs_kit
 from gcs_kit import needs_server, opened
 
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from beam_agents.ledger.base import LEASE_SECONDS, Ledger
+from beam_agents.ledger.commands import (
     Answer,
     Busy,
     Close,
@@ -23,10 +23,8 @@ from beam_agents.ledger.base import (
     Fenced,
     FindClosed,
     FindOrphans,
-    Head,
     HeadIs,
     Intend,
-    Ledger,
     Load,
     Open,
     Opened,
@@ -36,9 +34,9 @@ from beam_agents.ledger.base import (
     Recorded,
     Release,
     Renew,
-    RunKey,
 )
 from beam_agents.ledger.memory import MemoryLedger
+from beam_agents.ledger.records import Head, RunKey
 from beam_agents.testing.ledger_store import FakeClock, Store, attempt, opening, run_key
 from runners.fake_gcs import FakeGcs
 

@@ -10,7 +10,7 @@ import pytest
 from beam_agents import workflow
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import Ledger, MemoryLedger, SqliteLedger, ledger_from
-from beam_agents.ledger.base import Closed, HeadIs, Load, Loaded, ReadHead
+from beam_agents.ledger.commands import Closed, HeadIs, Load, Loaded, ReadHead
 from beam_agents.ledger.memory import EphemeralLedger
 from beam_agents.testing.ledger_store import FakeClock, Store, opening, run_key
 

@@ -13,7 +13,7 @@ from postgres_server import Place, connection_of, running_server
 from beam_agents import Agent
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger import Ledger, LedgerUnavailable, ledger_from
-from beam_agents.ledger.base import (
+from beam_agents.ledger.commands import (
     Close,
     Closed,
     Done,

@@ -11,7 +11,19 @@ from postgres_server import Place, connection_of, running_server
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import LedgerUnavailable
 from beam_agents.ledger import postgres as postgres_module
-from beam_agents.ledger.base import Close, Closed, Command, Done, Intend, Load, Loaded, Open, Opened, Record, Recorded
+from beam_agents.ledger.commands import (
+    Close,
+    Closed,
+    Command,
+    Done,
+    Intend,
+    Load,
+    Loaded,
+    Open,
+    Opened,
+    Record,
+    Recorded,
+)
 from beam_agents.ledger.postgres import PostgresLedger
 from beam_agents.ledger.postgres_transaction import PostgresTransaction
 from beam_agents.ledger.writer import LedgerWriter

@@ -15,7 +15,7 @@ import pytest
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger import LedgerUnavailable, SqliteLedger
-from beam_agents.ledger.base import (
+from beam_agents.ledger.commands import (
     Close,
     Closed,
     FindClosed,
@@ -221,7 +221,7 @@ def test_a_full_disk_is_unavailable_until_there_is_room(store: Store) -> None:
 WRITER = """
 import sys
 from beam_agents.ledger import SqliteLedger
-from beam_agents.ledger.base import Close, Intend, Record
+from beam_agents.ledger.commands import Close, Intend, Record
 from beam_agents.testing.ledger_store import attempt, opening, run_key
 ledger = SqliteLedger(sys.argv[1])
 ledger.open()

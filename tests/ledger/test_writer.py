@@ -10,7 +10,7 @@ import pytest
 
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import LedgerUnavailable, MemoryLedger, SqliteLedger
-from beam_agents.ledger.base import (
+from beam_agents.ledger.commands import (
     Answer,
     Close,
     Closed,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from beam_agents.codec import digest, key_text
 from beam_agents.engine.end import End, Ended, Refused
 from beam_agents.events import FailureReason, RunFailure
-from beam_agents.ledger.base import HeadKey, Run
+from beam_agents.ledger.records import HeadKey, Run
 from beam_agents.transforms.streaming import Memory
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Status
 from beam_agents.history import History
 from beam_agents.ledger import rules
-from beam_agents.ledger.base import Answer, Done, Intend, Open, Opened, Record, Recorded, Transaction
+from beam_agents.ledger.base import Transaction
+from beam_agents.ledger.commands import Answer, Done, Intend, Open, Opened, Record, Recorded
 from beam_agents.transforms import streaming
 from beam_agents.transforms.emission import Emitter
 from tests.simulator.__main__ import shrink, simulate

@@ -12,14 +12,13 @@ from beam_agents.codec import digest
 from beam_agents.engine.end import End
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
-from beam_agents.ledger.base import (
-    LEASE_SECONDS,
+from beam_agents.ledger.base import LEASE_SECONDS
+from beam_agents.ledger.commands import (
     Answer,
     Close,
     Closed,
     Command,
     Done,
-    Effect,
     Intend,
     Open,
     Opened,
@@ -27,10 +26,9 @@ from beam_agents.ledger.base import (
     Recorded,
     Release,
     Renew,
-    Run,
-    RunKey,
 )
 from beam_agents.ledger.memory import MemoryLedger
+from beam_agents.ledger.records import Effect, Run, RunKey
 from beam_agents.messages import AssistantMessage, Message, ModelRequest, ToolMessage
 from tests.simulator.agents import asked_by
 from tests.simulator.loop import EPOCH, Scheduler, SimLoop

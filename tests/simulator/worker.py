@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host
 from beam_agents.engine.worker import Worker
-from beam_agents.ledger.base import LEASE_SECONDS, Answer, Command, LedgerUnavailable, Renew
+from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
+from beam_agents.ledger.commands import Answer, Command, Renew
 from beam_agents.ledger.writer import LedgerWriter
 from tests.simulator.loop import Scheduler, SimLoop
 

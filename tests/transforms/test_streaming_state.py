@@ -16,7 +16,8 @@ from key_state import KeyState
 from beam_agents.codec import canonical_json, digest
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import MemoryLedger, SqliteLedger
-from beam_agents.ledger.base import Answer, Command, Ledger, Open
+from beam_agents.ledger.base import Ledger
+from beam_agents.ledger.commands import Answer, Command, Open
 from beam_agents.transforms import streaming
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.streaming import Memory, Now, StreamingDoFn
