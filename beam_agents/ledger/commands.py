@@ -156,7 +156,8 @@ class Resolve:
 @dataclass(frozen=True, slots=True)
 class Prune:
     """Drops what is old of one use of an agent: journals, events and ends of runs closed long ago, which leave
-    tombstones, and old tombstones. Open runs and heads stay. Answers: `PruneDone`; to be given again while it is at the limit.
+    tombstones, and old tombstones. Open runs and heads stay. Answers: `PruneDone`; while a count is at the limit, there
+    is more.
     """
 
     scope: str
