@@ -289,7 +289,7 @@ class Host:
         handle.live = LiveRun(self, task)
         running = asyncio.ensure_future(handle.live.main())
         running.add_done_callback(lambda finished: self._finished(handle, finished))
-        if not self.users:
+        if not self.users or self._worker.letting_go:
             handle.live.park()
 
     def _finished(self, handle: Handle, finished: asyncio.Future[Ended | Refused]) -> None:

@@ -44,6 +44,7 @@ class Worker:
 
     Attributes:
         loop: The event loop on which all runs live, in a thread of its own.
+        letting_go: Whether runs are let go as soon as they are opened, because the process is about to end.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class Worker:
         self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
         self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
         self.run_slots = asyncio.Semaphore(RUNS_IN_FLIGHT)
+        self.letting_go = False
         self._closing: list[Host] = []
         self._hosts: dict[_Name, Host] = {}
         self._joining: dict[_Name, Future[Host]] = {}
@@ -128,6 +130,25 @@ class Worker:
             for host in self._hosts.values():
                 host.status.ledger_down_since = host.ledger.down_since
             return [host.status for host in self._hosts.values()]
+
+    def let_go(self, seconds: float) -> None:
+        """Lets all runs go, also those that are given to it from now on, and waits until what is in flight is recorded:
+        for the planned end of a process. Any worker may open the runs again.
+
+        Args:
+            seconds: How long it waits at most.
+        """
+        self.letting_go = True
+        with contextlib.suppress(TimeoutError, RuntimeError):  # RuntimeError: the loop is closed
+            asyncio.run_coroutine_threadsafe(self._let_go(), self.loop).result(seconds)
+
+    async def _let_go(self) -> None:
+        with self.lock:
+            hosts = list(self._hosts.values())
+        for host in hosts:
+            host.park()
+        while not all(host.idle() for host in hosts):  # noqa: ASYNC110 - runs end one by one
+            await asyncio.sleep(0.02)
 
     def close(self) -> None:
         """Ends at once and leaves open runs to others, as a dying process would; closes clients and dependencies."""

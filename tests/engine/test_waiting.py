@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cluster import Hosted
 from test_schedules import make_agent
 
 from beam_agents import Budget, FailureReason, RunContext, workflow
+from beam_agents.engine.live import Parked
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import LedgerUnavailable, MemoryLedger
 from beam_agents.ledger.commands import Answer, Command, Record
@@ -129,3 +131,34 @@ def test_a_crash_does_not_reset_a_budget(cluster: Any) -> None:
     assert ended.end.reason is FailureReason.BUDGET_STEPS
     assert ended.end.usage.steps == 1
     assert gates.calls == {"plan": 1, "work": 2}
+
+
+def test_a_worker_that_ends_as_planned_records_what_is_in_flight_first(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("work")
+    agent = make_agent(gates, effect="once")
+    first = cluster.worker(agent)
+    handle = first.start(Event(id="1"))
+    gates.wait_for("work")
+    letting_go = Thread(target=first.worker.let_go, args=(30.0,))
+    letting_go.start()
+    until(lambda: first.worker.letting_go)
+    late = first.start(Event(id="2"))
+    gates.open("work")
+    letting_go.join(30)
+    assert [type(left.done.exception(30)) for left in (handle, late)] == [Parked, Parked]
+    ended = cluster.worker(agent).run(Event(id="1"))
+    assert ended.end.output == "done it"
+    assert gates.calls == {"plan": 1, "work": 1, "answer": 1}
+
+
+def test_a_planned_end_waits_no_longer_than_it_may(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("work")
+    first = cluster.worker(make_agent(gates))
+    handle = first.start(Event(id="1"))
+    gates.wait_for("work")
+    first.worker.let_go(0.05)
+    assert not handle.done.done()
+    gates.open("work")
+    assert isinstance(handle.done.exception(30), Parked)
