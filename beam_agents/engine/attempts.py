@@ -84,6 +84,7 @@ class Attempts:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, int] = {}
         self._sleeping: set[str] = set()
+        self._intending: set[str] = set()
         self.settled: asyncio.Queue[str | None] = asyncio.Queue()
         self.failure: BaseException | None = None
         self.stopping = False
@@ -115,11 +116,12 @@ class Attempts:
         return effect
 
     async def finish(self) -> None:
-        """After the run's end: a `once` call in flight gets its time, since what became of it must be known."""
+        """After the run's end: a `once` call in flight gets its time, since what became of it must be known, and so does
+        the intent of one, which would be found open without a call."""
         self.stopping = True
         once = []
         for path, job in self._jobs.items():
-            if self._left_open(path) is not None:
+            if path in self._intending or self._left_open(path) is not None:
                 once.append(job)
             else:
                 job.cancel()
@@ -231,7 +233,10 @@ class Attempts:
             delivered=self._journal.take_unsaved(),
             due=time.time() + request.payload if request.kind == "sleep" else None,
         )
+        if effect.effect == "once":
+            self._intending.add(effect.path)
         answer = await self._confirm(effect)
+        self._intending.discard(effect.path)
         if isinstance(answer, Recorded):
             self._journal.give_back(effect.delivered)
             self._journal.put(answer.effect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from threading import Thread
@@ -17,7 +18,7 @@ from beam_agents import Budget, FailureReason, RunContext, workflow
 from beam_agents.engine.live import Parked
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import LedgerUnavailable, MemoryLedger
-from beam_agents.ledger.commands import Answer, Command, Record
+from beam_agents.ledger.commands import Answer, Command, Intend, Record
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
 
@@ -51,8 +52,6 @@ def start(worker: Worker, agent: Any, ledger: MemoryLedger) -> Any:
 
 
 def until(condition: Any) -> None:
-    import time
-
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
@@ -162,3 +161,24 @@ def test_a_planned_end_waits_no_longer_than_it_may(cluster: Any) -> None:
     assert not handle.done.done()
     gates.open("work")
     assert isinstance(handle.done.exception(30), Parked)
+
+
+class LedgerThatIsSlowToTakeIntents(MemoryLedger):
+    """Takes the intent of a `once` call only after a second."""
+
+    def apply(self, commands: Sequence[Command]) -> list[Answer]:
+        answers = super().apply(commands)
+        if any(isinstance(command, Intend) and command.effect.effect == "once" for command in commands):
+            time.sleep(1.0)
+        return answers
+
+
+def test_no_intent_of_a_once_call_stays_open_when_the_run_ends_meanwhile(worker: Worker) -> None:
+    gates, ledger = Gates(), LedgerThatIsSlowToTakeIntents()
+    agent = make_agent(gates, effect="once", budget=Budget(wall_clock=timedelta(seconds=0.5)))
+    _, handle = start(worker, agent, ledger)
+    assert handle.done.result(30).end.reason is FailureReason.DEADLINE
+    assert [(effect.name, effect.status) for effect in ledger.effects(handle.run) if effect.effect == "once"] == [
+        ("work", "not_happened")
+    ]
+    assert gates.calls["work"] == 0
