@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -71,8 +71,18 @@ class FallbackModel(Model):
     async def request(self, request: ModelRequest) -> ModelResponse:
         return await self.request_from(self.models, request)
 
-    async def request_from(self, models: tuple[Model, ...], request: ModelRequest) -> ModelResponse:
+    async def request_from(
+        self,
+        models: tuple[Model, ...],
+        request: ModelRequest,
+        between: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> ModelResponse:
         """Asks some of the models, in the order given.
+
+        Args:
+            models: Which.
+            request: What.
+            between: Called with 0 before each model but the first; it may raise when the request is wanted no more.
 
         Raises:
             ModelError: All failed. It is the last error that may pass, so that a later round can succeed, and the
@@ -80,6 +90,8 @@ class FallbackModel(Model):
         """
         errors: list[ModelError] = []
         for model in models:
+            if errors:
+                await between(0.0)
             try:
                 await self._connect(model)
             except ModelError as error:  # whatever `on` says: the model was not asked at all

@@ -35,7 +35,8 @@ async def request_with_retries(
         model: Whom to ask.
         request: What; its settings have the time limit of an attempt and the number of retries.
         forbidden: Whether models that use the network are forbidden; the environment's switch counts as well.
-        sleep: Waits that many seconds.
+        sleep: Waits that many seconds, or raises when the request is wanted no more; also called, with 0, between two
+            models of a `FallbackModel`.
         random: Gives numbers from 0 to 1.
 
     Raises:
@@ -49,7 +50,7 @@ async def request_with_retries(
     while True:
         try:
             if isinstance(model, FallbackModel):
-                return await model.request_from(allowed, request)
+                return await model.request_from(allowed, request, sleep)
             return await attempt(model, request)
         except ModelError as error:
             if not error.retryable or not retries_left:

@@ -139,3 +139,24 @@ def test_it_is_pickled(question: ModelRequest) -> None:
 def test_one_model_is_too_few() -> None:
     with pytest.raises(ConfigurationError, match="two models or more"):
         FallbackModel("openai:a")
+
+
+def test_the_next_model_is_not_asked_when_the_request_is_wanted_no_more(question: ModelRequest) -> None:
+    """While the first did not answer, another worker may have taken the run over and asked."""
+
+    class Fenced(Exception):
+        pass
+
+    async def between(seconds: float) -> None:
+        raise Fenced
+
+    asked: list[ModelRequest] = []
+
+    def answer(request: ModelRequest) -> AssistantMessage:
+        asked.append(request)
+        return say("Fine.")
+
+    model = FallbackModel(failing(ModelError("busy", retryable=True), "first"), FunctionModel(answer))
+    with pytest.raises(Fenced):
+        asyncio.run(request_with_retries(model, question, sleep=between))
+    assert asked == []
