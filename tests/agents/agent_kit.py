@@ -8,9 +8,10 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from beam_agents import Agent, RunFailed, RunFailure
+from beam_agents import Agent, RunFailed, RunFailure, Tool, tool
 from beam_agents.messages import AssistantMessage, Message, ModelRequest, ToolMessage, UserMessage
 from beam_agents.models import FunctionModel, say
+from beam_agents.testing import ScriptedModel
 
 
 class Txn(BaseModel):
@@ -56,6 +57,12 @@ def count(state: Count, event: Txn) -> Count:
     return Count(count=state.count + 1, seen=[*state.seen, event.txn_id])
 
 
+@tool(effect="pure")
+def add(a: int, b: int = 1) -> int:
+    """Adds."""
+    return a + b
+
+
 def last_user_text(request: ModelRequest) -> str:
     """The newest thing that the outside said."""
     return next(message.text for message in reversed(request.messages) if isinstance(message, UserMessage))
@@ -84,6 +91,26 @@ def failure_of(agent: Any, event: Any = None, **more: Any) -> RunFailure[Any]:
         agent.run_sync({} if event is None else event, **more)
     check_transcript(caught.value.failure.transcript)
     return caught.value.failure
+
+
+def scripted(*tools: Tool[Any], script: Any, **more: Any) -> Agent[Any, Any, Any, Any]:
+    """An agent whose model says what the script says."""
+    return Agent("a", model=ScriptedModel(script), tools=tools, **more)
+
+
+def asked(one: Agent[Any, Any, Any, Any], number: int = -1) -> ModelRequest:
+    """What the model was asked; each request has to be one that a chat server takes."""
+    assert isinstance(one.model, ScriptedModel)
+    request = one.model.requests[number]
+    check_transcript(request.messages)
+    return request
+
+
+def told(one: Agent[Any, Any, Any, Any]) -> ToolMessage:
+    """The tool's answer that the model saw last."""
+    message = asked(one).messages[-1]
+    assert isinstance(message, ToolMessage)
+    return message
 
 
 def check_transcript(messages: Sequence[Message]) -> None:

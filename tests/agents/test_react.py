@@ -8,33 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from agent_kit import Count, Verdict, check_transcript, failure_of
+from agent_kit import Count, Verdict, add, asked, failure_of, scripted, told
 from pydantic import BaseModel, Field
 
-from beam_agents import Agent, Budget, RunContext, Tool, tool
-from beam_agents.messages import AssistantMessage, ModelRequest, ToolCall, ToolMessage, UserMessage
-from beam_agents.testing import ScriptedModel, calls
+from beam_agents import Budget, RunContext, tool
+from beam_agents.messages import AssistantMessage, ToolCall, ToolMessage, UserMessage
+from beam_agents.testing import calls
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
-
-
-def agent(*tools: Tool[Any], script: Any, **more: Any) -> Agent[Any, Any, Any, Any]:
-    return Agent("a", model=ScriptedModel(script), tools=tools, **more)
-
-
-def asked(one: Agent[Any, Any, Any, Any], number: int = -1) -> ModelRequest:
-    """What the model was asked; each request has to be one that a chat server takes."""
-    assert isinstance(one.model, ScriptedModel)
-    request = one.model.requests[number]
-    check_transcript(request.messages)
-    return request
-
-
-def told(one: Agent[Any, Any, Any, Any]) -> ToolMessage:
-    """The tool's answer that the model saw last."""
-    message = asked(one).messages[-1]
-    assert isinstance(message, ToolMessage)
-    return message
 
 
 def call(name: str, arguments: str = "{}", id: str = "c1") -> AssistantMessage:
@@ -42,17 +23,11 @@ def call(name: str, arguments: str = "{}", id: str = "c1") -> AssistantMessage:
     return AssistantMessage(tool_calls=(ToolCall(id=id, name=name, arguments=arguments),))
 
 
-@tool(effect="pure")
-def add(a: int, b: int = 1) -> int:
-    """Adds."""
-    return a + b
-
-
 # ---- what goes well ----
 
 
 def test_the_event_is_told_as_json_and_the_answer_is_the_output() -> None:
-    one = agent(script=["Hello."], instructions="Greet.")
+    one = scripted(script=["Hello."], instructions="Greet.")
 
     result = one.run_sync({"b": 1, "a": 2}, event_id="e1")
 
@@ -62,7 +37,7 @@ def test_the_event_is_told_as_json_and_the_answer_is_the_output() -> None:
 
 
 def test_a_tool_s_result_goes_back_to_the_model() -> None:
-    one = agent(add, script=[calls(("add", {"a": 1})), "2"])
+    one = scripted(add, script=[calls(("add", {"a": 1})), "2"])
 
     result = one.run_sync({})
 
@@ -80,7 +55,7 @@ def test_several_tools_run_side_by_side_and_answer_in_the_order_of_the_calls() -
         together.wait(15)
         return name
 
-    one = agent(meet, script=[calls(*(("meet", {"name": name}) for name in "abc")), "Done."])
+    one = scripted(meet, script=[calls(*(("meet", {"name": name}) for name in "abc")), "Done."])
     one.run_sync({})
 
     assert [message.text for message in asked(one).messages[-3:]] == ["a", "b", "c"]
@@ -94,14 +69,14 @@ def test_asynchronous_tools_run_side_by_side() -> None:
         await together.wait()
         return name
 
-    one = agent(meet, script=[calls(*(("meet", {"name": name}) for name in "abc")), "Done."])
+    one = scripted(meet, script=[calls(*(("meet", {"name": name}) for name in "abc")), "Done."])
     one.run_sync({})
 
     assert [message.text for message in asked(one).messages[-3:]] == ["a", "b", "c"]
 
 
 def test_a_model_may_speak_and_call_at_once() -> None:
-    one = agent(add, script=[calls(("add", {"a": 1}), text="Let me see."), "2"])
+    one = scripted(add, script=[calls(("add", {"a": 1}), text="Let me see."), "2"])
 
     assert one.run_sync({}).output == "2"
     assert asked(one).messages[-2].text == "Let me see."
@@ -117,7 +92,7 @@ def test_a_tool_gets_its_context() -> None:
             _ = ctx.transcript
         return ""
 
-    one = agent(look, script=[calls(("look", {})), "Done."], state_type=Count, deps=lambda: "db")
+    one = scripted(look, script=[calls(("look", {})), "Done."], state_type=Count, deps=lambda: "db")
     one.run_sync({"x": 1}, key="k", event_id="e1")
 
     assert seen == [("k", {"x": 1}, Count(), "db", "e1", 1, True)]
@@ -128,7 +103,7 @@ def test_a_pydantic_result_is_told_as_json() -> None:
     def look() -> Verdict:
         return Verdict(ok=True)
 
-    one = agent(look, script=[calls(("look", {})), "Done."])
+    one = scripted(look, script=[calls(("look", {})), "Done."])
     one.run_sync({})
 
     assert told(one).text == '{"ok":true,"why":""}'
@@ -138,14 +113,14 @@ def test_a_pydantic_result_is_told_as_json() -> None:
 
 
 def test_an_unknown_tool_is_answered_with_what_there_is() -> None:
-    one = agent(add, script=[calls(("subtract", {"a": 1})), "Sorry."])
+    one = scripted(add, script=[calls(("subtract", {"a": 1})), "Sorry."])
 
     assert one.run_sync({}).usage.tool_calls == 0
     assert (told(one).outcome, told(one).text) == ("retry", "There is no tool 'subtract'; there is: add.")
 
 
 def test_a_model_that_only_calls_unknown_tools_runs_out_of_steps() -> None:
-    failure = failure_of(agent(add, script=[calls(("subtract", {}))] * 9, budget=Budget(steps=3)))
+    failure = failure_of(scripted(add, script=[calls(("subtract", {}))] * 9, budget=Budget(steps=3)))
 
     assert failure.reason == "budget_steps"
 
@@ -162,7 +137,7 @@ def test_a_model_that_only_calls_unknown_tools_runs_out_of_steps() -> None:
     ],
 )
 def test_wrong_arguments_are_told_and_corrected(arguments: str, told_of: str) -> None:
-    one = agent(add, script=[call("add", arguments), calls(("add", {"a": 1})), "2"])
+    one = scripted(add, script=[call("add", arguments), calls(("add", {"a": 1})), "2"])
 
     assert one.run_sync({}).output == "2"
     first = asked(one, 1).messages[-1]
@@ -176,14 +151,14 @@ def test_arguments_that_json_does_not_know_are_wrong_arguments() -> None:
     def half(number: float) -> float:
         return number / 2
 
-    one = agent(half, script=[call("half", '{"number": NaN}'), calls(("half", {"number": 4})), "2"])
+    one = scripted(half, script=[call("half", '{"number": NaN}'), calls(("half", {"number": 4})), "2"])
 
     assert one.run_sync({}).output == "2"
 
 
 def test_arguments_that_stay_wrong_end_the_run() -> None:
     script = [call("add", '{"a": "x"}', id=f"c{number}") for number in range(9)]
-    failure = failure_of(agent(add, script=script))
+    failure = failure_of(scripted(add, script=script))
 
     assert failure.reason == "tool_error"
     assert "told 2 times what is wrong with its calls of 'add'" in failure.message
@@ -194,7 +169,7 @@ def test_arguments_that_stay_wrong_end_the_run() -> None:
 
 
 def test_an_answer_that_does_not_fit_is_corrected() -> None:
-    one = agent(script=["I think so.", '{"ok": "maybe"}', '{"ok": true}'], output_type=Verdict)
+    one = scripted(script=["I think so.", '{"ok": "maybe"}', '{"ok": true}'], output_type=Verdict)
 
     result = one.run_sync({})
 
@@ -206,14 +181,14 @@ def test_an_answer_that_does_not_fit_is_corrected() -> None:
 
 
 def test_an_answer_in_a_code_fence_is_read() -> None:
-    one = agent(script=['```json\n{"ok": true}\n```'], output_type=Verdict)
+    one = scripted(script=['```json\n{"ok": true}\n```'], output_type=Verdict)
 
     assert one.run_sync({}).output == Verdict(ok=True)
 
 
 @pytest.mark.parametrize("answer", ["", "   ", AssistantMessage()])
 def test_an_empty_answer_is_corrected(answer: Any) -> None:
-    one = agent(script=[answer, "Hello."])
+    one = scripted(script=[answer, "Hello."])
 
     assert one.run_sync({}).output == "Hello."
     assert "the answer is empty" in (asked(one).messages[-1].text or "")
@@ -221,7 +196,7 @@ def test_an_empty_answer_is_corrected(answer: Any) -> None:
 
 @pytest.mark.parametrize(("answer", "output_type"), [("rubbish", Verdict), ("", str), ("NaN", float)])
 def test_an_answer_that_never_fits_ends_the_run(answer: str, output_type: Any) -> None:
-    failure = failure_of(agent(script=[answer] * 5, output_type=output_type, output_retries=1))
+    failure = failure_of(scripted(script=[answer] * 5, output_type=output_type, output_retries=1))
 
     assert failure.reason == "invalid_output"
     assert failure.usage.steps == 2
@@ -232,7 +207,7 @@ def test_an_answer_that_never_fits_ends_the_run(answer: str, output_type: Any) -
 def test_corrections_do_not_start_anew_after_a_tool() -> None:
     script = ["rubbish", calls(("add", {"a": 1})), "rubbish", "rubbish", '{"ok": true}']
 
-    assert failure_of(agent(add, script=script, output_type=Verdict)).usage.steps == 4
+    assert failure_of(scripted(add, script=script, output_type=Verdict)).usage.steps == 4
 
 
 class CamelVerdict(BaseModel):
@@ -250,4 +225,4 @@ class CamelVerdict(BaseModel):
     ],
 )
 def test_output_may_be_of_any_type(output_type: Any, answer: str, output: Any) -> None:
-    assert agent(script=[answer], output_type=output_type).run_sync({}).output == output
+    assert scripted(script=[answer], output_type=output_type).run_sync({}).output == output

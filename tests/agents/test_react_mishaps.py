@@ -10,40 +10,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from agent_kit import Count, check_transcript, failure_of
+from agent_kit import Count, add, asked, failure_of, scripted, told
 from pydantic import BaseModel, Field
 
-from beam_agents import Agent, Budget, FailRun, ModelRetry, RunContext, Tool, ToolFailed, tool
+from beam_agents import Budget, FailRun, ModelRetry, RunContext, ToolFailed, tool
 from beam_agents.ledger.memory import MemoryLedger
-from beam_agents.messages import ModelRequest, ToolMessage
-from beam_agents.testing import ScriptedModel, calls
+from beam_agents.messages import ToolMessage
+from beam_agents.testing import calls
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
-
-
-def agent(*tools: Tool[Any], script: Any, **more: Any) -> Agent[Any, Any, Any, Any]:
-    return Agent("a", model=ScriptedModel(script), tools=tools, **more)
-
-
-def asked(one: Agent[Any, Any, Any, Any], number: int = -1) -> ModelRequest:
-    """What the model was asked; each request has to be one that a chat server takes."""
-    assert isinstance(one.model, ScriptedModel)
-    request = one.model.requests[number]
-    check_transcript(request.messages)
-    return request
-
-
-def told(one: Agent[Any, Any, Any, Any]) -> ToolMessage:
-    """The tool's answer that the model saw last."""
-    message = asked(one).messages[-1]
-    assert isinstance(message, ToolMessage)
-    return message
-
-
-@tool(effect="pure")
-def add(a: int, b: int = 1) -> int:
-    """Adds."""
-    return a + b
 
 
 @tool(effect="pure")
@@ -73,7 +48,7 @@ def test_model_retry_is_told_and_the_model_tries_again() -> None:
             raise ModelRetry("too small")
         return "good"
 
-    one = agent(pick, script=[calls(("pick", {"number": 1})), calls(("pick", {"number": 7})), "Done."])
+    one = scripted(pick, script=[calls(("pick", {"number": 1})), calls(("pick", {"number": 7})), "Done."])
 
     assert one.run_sync({}).output == "Done."
     assert tried == [1, 7]
@@ -88,7 +63,7 @@ def test_too_many_model_retries_end_the_run() -> None:
         raise ModelRetry(f"{number} is too small")
 
     script = [calls(("pick", {"number": number})) for number in range(9)]
-    failure = failure_of(agent(pick, script=script))
+    failure = failure_of(scripted(pick, script=script))
 
     assert failure.reason == "tool_error"
     assert "told 1 times what is wrong with its calls of 'pick': 1 is too small" in failure.message
@@ -103,7 +78,7 @@ def test_model_retries_are_counted_for_each_tool() -> None:
     def choose() -> str:
         raise ModelRetry("no")
 
-    one = agent(pick, choose, script=[calls(("pick", {}), ("choose", {})), "I give up."])
+    one = scripted(pick, choose, script=[calls(("pick", {}), ("choose", {})), "I give up."])
 
     assert one.run_sync({}).output == "I give up."
 
@@ -113,7 +88,7 @@ def test_tool_failed_is_told_and_the_model_goes_on() -> None:
     def look() -> str:
         raise ToolFailed("no such card")
 
-    one = agent(look, script=[calls(("look", {})), "Unknown card."])
+    one = scripted(look, script=[calls(("look", {})), "Unknown card."])
 
     assert one.run_sync({}).output == "Unknown card."
     assert (told(one).outcome, told(one).text) == ("failed", "no such card")
@@ -124,7 +99,7 @@ def test_fail_run_ends_the_run_as_rejected() -> None:
     def look() -> str:
         raise FailRun("this card is not ours")
 
-    failure = failure_of(agent(look, script=[calls(("look", {})), "Done."]))
+    failure = failure_of(scripted(look, script=[calls(("look", {})), "Done."]))
 
     assert (failure.reason, failure.message) == ("rejected", "this card is not ours")
 
@@ -133,7 +108,7 @@ def test_fail_run_ends_the_run_as_rejected() -> None:
 
 
 def test_a_tool_that_raises_ends_the_run_with_the_transcript() -> None:
-    failure = failure_of(agent(broken, script=[calls(("broken", {})), "Done."], prompt="Try."))
+    failure = failure_of(scripted(broken, script=[calls(("broken", {})), "Done."], prompt="Try."))
 
     assert failure.reason == "tool_error"
     assert failure.message == "tool 'broken' raised ValueError: the disk is full"
@@ -146,13 +121,13 @@ def test_an_asynchronous_tool_that_raises_ends_the_run() -> None:
     async def look() -> str:
         raise KeyError("k")
 
-    failure = failure_of(agent(look, script=[calls(("look", {})), "Done."]))
+    failure = failure_of(scripted(look, script=[calls(("look", {})), "Done."]))
 
     assert (failure.reason, failure.message) == ("tool_error", "tool 'look' raised KeyError: 'k'")
 
 
 def test_the_dead_letter_has_the_results_of_the_calls_that_went_well() -> None:
-    failure = failure_of(agent(add, broken, script=[calls(("add", {"a": 1}), ("broken", {})), "Done."]))
+    failure = failure_of(scripted(add, broken, script=[calls(("add", {"a": 1}), ("broken", {})), "Done."]))
 
     results = {message.name: message for message in failure.transcript if isinstance(message, ToolMessage)}
     assert failure.reason == "tool_error"
@@ -175,7 +150,7 @@ def test_a_tool_that_hangs_times_out(held: threading.Event, is_async: bool) -> N
             held.wait()
             return ""
 
-    failure = failure_of(agent(hang, script=[calls(("hang", {})), "Done."]))
+    failure = failure_of(scripted(hang, script=[calls(("hang", {})), "Done."]))
 
     assert (failure.reason, failure.message) == ("tool_error", "tool 'hang' did not answer in 0.05 s")
 
@@ -191,7 +166,7 @@ def test_a_tool_s_own_time_out_is_told_as_it_is(is_async: bool) -> None:
         raise TimeoutError("no connection to the bank")
 
     one = tool(effect="pure", name="ask")(refuse_async if is_async else refuse)
-    failure = failure_of(agent(one, script=[calls(("ask", {})), "Done."]))
+    failure = failure_of(scripted(one, script=[calls(("ask", {})), "Done."]))
 
     assert failure.reason == "tool_error"
     assert "no connection to the bank" in failure.message
@@ -207,7 +182,7 @@ def test_a_tool_that_is_cancelled_from_within_has_failed(is_async: bool) -> None
 
     one = tool(effect="pure", name="ask")(cancelled_async if is_async else cancelled)
     budget = Budget(wall_clock=timedelta(seconds=3))
-    failure = failure_of(agent(one, script=[calls(("ask", {})), "Done."], budget=budget))
+    failure = failure_of(scripted(one, script=[calls(("ask", {})), "Done."], budget=budget))
 
     assert failure.reason == "tool_error"
     assert "CancelledError" in failure.message
@@ -223,7 +198,7 @@ def test_a_result_that_json_cannot_hold_is_a_tool_error(result: Any) -> None:
     def look() -> Any:
         return result
 
-    failure = failure_of(agent(look, script=[calls(("look", {})), "Done."]))
+    failure = failure_of(scripted(look, script=[calls(("look", {})), "Done."]))
 
     assert failure.reason == "tool_error"
     assert "'look'" in failure.message
@@ -234,7 +209,7 @@ def test_a_result_that_is_not_what_the_tool_declares_is_a_tool_error() -> None:
     def look() -> int:
         return "many"  # type: ignore[return-value]
 
-    failure = failure_of(agent(look, script=[calls(("look", {})), "Done."]))
+    failure = failure_of(scripted(look, script=[calls(("look", {})), "Done."]))
 
     assert failure.reason == "tool_error"
     assert "'look'" in failure.message
@@ -262,7 +237,7 @@ def take_camel(camel: Camel) -> str:
 
 def test_models_with_aliases_go_in_and_out() -> None:
     script = [calls(("hold_with_alias", {}), ("take_camel", {"camel": {"holdId": "h2"}})), "Done."]
-    one = agent(hold_with_alias, take_camel, script=script)
+    one = scripted(hold_with_alias, take_camel, script=script)
 
     assert one.run_sync({}).output == "Done."
     assert "h1" in (asked(one).messages[-2].text or "")
@@ -278,7 +253,7 @@ def test_a_tool_cannot_change_the_state() -> None:
         return ""
 
     ledger = MemoryLedger()
-    one = agent(meddle, script=[calls(("meddle", {})), "Done."], state_type=Count)
+    one = scripted(meddle, script=[calls(("meddle", {})), "Done."], state_type=Count)
     one.run_sync({}, ledger=ledger, event_id="e1")
 
     states = [head.session for head in ledger._heads.values()]
@@ -299,7 +274,7 @@ def test_an_idempotent_tool_is_tried_again_with_the_same_key() -> None:
             raise ConnectionError("lost")
         return "booked"
 
-    one = agent(book, script=[calls(("book", {"seat": 1})), "Done."])
+    one = scripted(book, script=[calls(("book", {"seat": 1})), "Done."])
     result = one.run_sync({})
 
     assert [attempt for attempt, _ in seen] == [1, 2, 3]
@@ -315,7 +290,7 @@ def test_attempts_end() -> None:
         tried.append(ctx.attempt)
         raise ConnectionError("lost")
 
-    failure = failure_of(agent(book, script=[calls(("book", {})), "Done."]))
+    failure = failure_of(scripted(book, script=[calls(("book", {})), "Done."]))
 
     assert tried == [1, 2]
     assert (failure.reason, failure.message) == ("tool_error", "tool 'book' raised ConnectionError: lost")
@@ -331,7 +306,7 @@ def test_a_time_out_is_an_attempt_as_well(held: threading.Event) -> None:
             held.wait()
         return "found"
 
-    one = agent(look, script=[calls(("look", {})), "Done."])
+    one = scripted(look, script=[calls(("look", {})), "Done."])
     one.run_sync({})
 
     assert (tried, told(one).text) == ([1, 2], "found")
@@ -346,7 +321,7 @@ def test_what_a_tool_says_on_purpose_is_not_tried_again(control: Exception) -> N
         tried.append(ctx.attempt)
         raise control
 
-    agent(book, script=[calls(("book", {})), "Done."]).run_sync({})
+    scripted(book, script=[calls(("book", {})), "Done."]).run_sync({})
 
     assert tried == [1]
 
@@ -359,7 +334,7 @@ def test_each_call_has_a_key_of_its_own_that_stays_the_same_for_its_event() -> N
         keys.append(ctx.idempotency_key)
         return ""
 
-    one = agent(book, script=[calls(("book", {}), ("book", {})), calls(("book", {})), "Done."])
+    one = scripted(book, script=[calls(("book", {}), ("book", {})), calls(("book", {})), "Done."])
     for event_id in ("e1", "e1", "e2"):
         one.run_sync({}, event_id=event_id)
 
