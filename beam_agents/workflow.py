@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
-from beam_agents.agent import AgentBase, DepsT, EventT, OutputT, StateT
+from beam_agents.agent_base import AgentBase, DepsT, EventT, OutputT, StateT
 from beam_agents.budget import Budget
 from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError

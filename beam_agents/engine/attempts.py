@@ -116,8 +116,8 @@ class Attempts:
         return effect
 
     async def finish(self) -> None:
-        """After the run's end: a `once` call in flight gets its time, since what became of it must be known. So does the
-        intent of one, which would be found open without a call."""
+        """After the run's end: a `once` call in flight gets its time, since what became of it must be known. So does
+        the intent of one, which would be found open without a call."""
         self.stopping = True
         once = []
         for path, job in self._jobs.items():

@@ -8,7 +8,7 @@ from beam_agents.engine.end import Ended, Refused
 from beam_agents.events import Duplicate, FailureReason, RunFailure, RunResult
 
 if TYPE_CHECKING:
-    from beam_agents.agent import AgentBase
+    from beam_agents.agent_base import AgentBase
 
 
 def outcome_of(agent: AgentBase[Any, Any, Any, Any], ended: Ended) -> RunResult[Any, Any] | RunFailure[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.engine.emit import failure_of, outcome_of
 from beam_agents.engine.end import Refused
 from beam_agents.engine.task import Task

@@ -18,7 +18,7 @@ from beam_agents.ledger.commands import Renew
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
-    from beam_agents.agent import AgentBase
+    from beam_agents.agent_base import AgentBase
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.engine.emit import duplicate_of, failure_of, outcome_of
-from beam_agents.engine.end import Ended, Refused, trace_of
+from beam_agents.engine.end import Ended, Pruned, Refused, trace_of
 from beam_agents.events import Emitted, RunFailure
 from beam_agents.transforms.envelope import FAILURES, Envelope
 
@@ -46,6 +46,9 @@ class Emitter:
 
     def outcome(self, key: Any, envelope: Envelope, outcome: Ended | Refused) -> Iterator[Emission]:
         """All that is emitted for an event."""
+        if isinstance(outcome, Pruned):
+            yield self.duplicate(key, envelope)
+            return
         if isinstance(outcome, Refused):
             self._count["failed"].inc()
             failure = failure_of(self._agent, envelope.run_id, envelope.event, outcome)

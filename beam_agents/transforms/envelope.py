@@ -10,7 +10,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.timestamp import Timestamp
 from pydantic import ValidationError
 
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.codec import canonical_json, digest, explain, key_text, named, printable, shown, told
 from beam_agents.events import FailureReason, RunFailure
 from beam_agents.stored import Stored

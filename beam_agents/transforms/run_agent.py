@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from types import GenericAlias
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DebugOptions
+from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, Pipeline
 from apache_beam.pvalue import PCollection
 from apache_beam.testing.test_stream import TestStream
@@ -19,7 +20,7 @@ from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.typehints.typehints import Any as AnyHint
 from apache_beam.typehints.typehints import UnionConstraint, coerce_to_kv_type
 
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.codec import digest
 from beam_agents.errors import ConfigurationError, NetworkModelForbidden
 from beam_agents.events import Duplicate, Emitted, RunFailure, RunResult, TraceRecord
@@ -53,6 +54,19 @@ class AgentOutputs:
     """(key, `TraceRecord`): one for each step, when its run has ended."""
     emitted: PCollection[Any]
     """(key, `Emitted`): what workflows gave to `ctx.emit`."""
+
+
+class AgentOptions(PipelineOptions):
+    """The options of pipelines with agents."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--accept_state_older_than_ledger",
+            action="store_true",
+            help="Go on from a savepoint though runs that were closed after it were pruned from the ledger: what they "
+            "came to is not emitted.",
+        )
 
 
 class RunAgent(beam.PTransform[Any, Any]):
@@ -199,8 +213,12 @@ class RunAgent(beam.PTransform[Any, Any]):
         # Under a TestStream time is virtual for the whole pipeline: what goes on by itself would never be waited for.
         waits = any(isinstance(t, TestStream) for t in _transforms(pcoll.pipeline.transforms_stack[0]))
         if not waits:
+            options = pcoll.pipeline.options.view_as(AgentOptions)
             rings = pcoll.pipeline | f"Doorbell({self.scope})" >> Doorbell(
-                _Drain(self._use), key_type=key_type, busy=_Busy(self._use)
+                _Drain(self._use),
+                key_type=key_type,
+                busy=_Busy(self._use),
+                restored=_Restored(self._use, take_old=options.accept_state_older_than_ledger),
             )
             events = (events, rings) | "Ring" >> beam.Flatten()
             events.element_type = _tuple_of(key_type, bytes)
@@ -261,3 +279,17 @@ class _Busy:
     def __call__(self) -> bool:
         host = self._use.find()
         return host is not None and not host.idle()
+
+
+class _Restored:
+    """Tells this worker process how old the state is that the job goes on from."""
+
+    def __init__(self, use: AgentUse, *, take_old: bool) -> None:
+        self._use = use
+        self._take_old = take_old
+
+    def __call__(self, at: float) -> bool:
+        host = self._use.find()
+        if host is not None:
+            host.state_is_from(at, take_old=self._take_old)
+        return host is not None

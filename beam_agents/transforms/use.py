@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apache_beam.internal import cloudpickle_pickler
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.codec import key_of, key_text
 from beam_agents.engine.task import Task
 from beam_agents.engine.worker import this_worker

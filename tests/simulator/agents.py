@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from beam_agents import Agent, Budget, RunContext, tool, workflow
-from beam_agents.agent import AgentBase
+from beam_agents.agent_base import AgentBase
 from beam_agents.errors import ToolError, ToolFailed
 from beam_agents.messages import AssistantMessage, ModelRequest, ModelSettings, ToolMessage, UserMessage
 from beam_agents.models.function import FunctionModel, calls, say
