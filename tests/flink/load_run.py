@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.flink.load_check import Verdicts, check, query, read_census
@@ -210,18 +211,24 @@ class LoadRun:
     def finish(self, *, seconds: float, watch: Callable[[], None]) -> Verdicts:
         """Stops feeding, waits until every event has an outcome in Beam's state, and says what went wrong.
 
-        Events that have none at the deadline are lost.
+        Events that have none, though for `seconds` no event has got one, are lost: a job that was down for long has
+        much to catch up with.
         """
         self.feeder.stop()
-        fed = self.feeder.fed
+        fed, before = self.feeder.fed, -1
+        while before < self.emitted() < len(fed):
+            before = self.emitted()
+            self._reaches(partial(self._emitted_more_than, before), seconds, watch)
         until = time.monotonic() + seconds
-        self._reaches(lambda: self.emitted() >= len(fed), seconds, watch)
         for number in itertools.count(1):
             time.sleep(_SETTLED_SECONDS)
             found = check(fed, self._census(number, watch), self.folder, self.ledger)
             if not found.lost or time.monotonic() > until:
                 break
         return found
+
+    def _emitted_more_than(self, before: int) -> bool:
+        return self.emitted() > before
 
     def _census(self, number: int, watch: Callable[[], None]) -> dict[str, list[Line]]:
         self.feeder.ask_census(number)
