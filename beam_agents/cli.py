@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-_COMMANDS = {"flink": "runners.flink.cli"}
+_COMMANDS = {"flink": "runners.flink.cli", "ledger": "beam_agents.ledger.cli"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,10 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the process if `None`.
 
     Returns:
-        The exit code: 0, or 2 when the user has to change something.
+        The exit code: 0; 2 when the user has to change something; what 1 means, each command says.
     """
     parser = argparse.ArgumentParser(prog="beam-agents", description="AI agents that live in event streams.")
-    parser.add_argument("command", choices=sorted(_COMMANDS), help="flink: a real Flink cluster on this machine")
+    parser.add_argument(
+        "command",
+        choices=sorted(_COMMANDS),
+        help="flink: a real Flink cluster on this machine; ledger: what a ledger holds, for operators",
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see beam-agents COMMAND --help")
     chosen = parser.parse_args(arguments)
     return int(importlib.import_module(_COMMANDS[chosen.command]).main(chosen.arguments))
