@@ -60,6 +60,9 @@ class FailureReason(StrEnum):
     """User code raised `FailRun`."""
     CODE_ERROR = "code_error"
     """User code (`on_event`, `skip`, instructions, a workflow) raised."""
+    TOO_OLD = "too_old"
+    """The event is too old to judge: the ledger has dropped what it knew of events as old as this one, so it may have
+    been handled before. Nothing was done for it now."""
     STATE_ERROR = "state_error"
     """The key's state cannot be read as this agent's `state_type`."""
 

@@ -14,8 +14,9 @@ from beam_agents.codec import digest, named
 from beam_agents.context import RunContext
 from beam_agents.engine import effects
 from beam_agents.engine.execution import Request
+from beam_agents.engine.fault_points import FaultPoint
 from beam_agents.engine.journal import Journal
-from beam_agents.engine.outcome import Fenced, Outcome
+from beam_agents.engine.outcome import Answered, Fenced, Outcome
 from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command, Done, Intend, Record, Recorded
@@ -144,6 +145,13 @@ class Attempts:
             job.cancel()
         self._jobs.clear()
 
+    def _reached(self, point: FaultPoint, effect: Effect) -> None:
+        self._host.faults.reached(point, self._run.key, effect)
+
+    def _in_flight(self) -> bool:
+        """Whether an effect has its intent recorded and not its outcome."""
+        return any(effect.status is None for path in self._jobs for effect in self._journal.attempts(path)[-1:])
+
     def _left_open(self, path: str) -> Effect | None:
         """The `once` attempt at `path` whose outcome is not recorded."""
         attempts = self._journal.attempts(path)
@@ -160,8 +168,12 @@ class Attempts:
                     effect, outcome = await self._attempt(request)
                     record = Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
                     answer = await ask(self._host.ledger, record)
-                assert isinstance(answer, Recorded)
+                if not isinstance(answer, Recorded):  # the run was pruned since
+                    raise Fenced
                 self._journal.put(answer.effect)
+                self._reached("after_outcome", effect)
+                if self._host.faults.point == "in_parallel" and self._in_flight():
+                    self._reached("in_parallel", effect)
                 if answer.effect.status == "error":
                     await self._pause(request.path)
             done = request.path
@@ -189,8 +201,8 @@ class Attempts:
                 return left, Outcome.of("in_doubt", f"its worker died during the call, and {context}")
             return left, await effects.reconcile(tool, context, arguments)
         effect = await self._intend(request)
-        if effect.status is not None:  # what a worker that was believed dead had done
-            return effect, Outcome(effect.status, effect.value or "null")  # type: ignore[arg-type]
+        if effect.status is not None:
+            return self._known(effect)
         if self.stopping:
             return effect, Outcome.of("not_happened", "the run ended before the call was made")
         if request.kind == "sleep":
@@ -200,20 +212,33 @@ class Attempts:
             self.model_calls += 1
             self._host.status.model_calls += 1
             model, asked = request.payload
-            return effect, await effects.ask_model(
-                model,
-                asked,
-                connect=self._host.connect,
-                pause=lambda seconds: self._pause_request(seconds, effect),
-                network_forbidden=self._network_forbidden,
-            )
+            self._reached("before_call", effect)
+            try:
+                outcome = await effects.ask_model(
+                    model,
+                    asked,
+                    connect=self._host.connect,
+                    pause=lambda seconds: self._pause_request(seconds, effect),
+                    network_forbidden=self._network_forbidden,
+                )
+            except Answered as answered:
+                return self._known(answered.effect)
+            self._reached("after_call", effect)
+            return effect, outcome
         tool, arguments = request.payload
         context = self._call_context(effect)
         if isinstance(context, str):
             return effect, Outcome.of("error", f"tool {tool.name!r} was not called: {context}")
         self.tool_calls += 1
         self._host.status.tool_calls += 1
-        return effect, await effects.call_tool(tool, context, arguments)
+        self._reached("before_call", effect)
+        outcome = await effects.call_tool(tool, context, arguments)
+        self._reached("after_call", effect)
+        return effect, outcome
+
+    def _known(self, effect: Effect) -> tuple[Effect, Outcome]:
+        """What a worker that was believed dead had done."""
+        return effect, Outcome(effect.status, effect.value or "null")  # type: ignore[arg-type]
 
     async def _intend(self, request: Request) -> Effect:
         """Records that an attempt is about to be made. A sleep that a dead worker left goes on as it was."""
@@ -242,6 +267,7 @@ class Attempts:
             self._journal.put(answer.effect)
             return answer.effect
         self._journal.put(replace(effect, intent_at=answer.at))
+        self._reached("after_intent", effect)
         return effect
 
     async def _confirm(self, effect: Effect) -> Done | Recorded:
@@ -257,7 +283,9 @@ class Attempts:
     async def _pause_request(self, seconds: float, effect: Effect) -> None:
         """Between two requests to a model under one intent: meanwhile another worker may have taken the run over."""
         await asyncio.sleep(seconds)
-        await self._confirm(effect)
+        answer = await self._confirm(effect)
+        if isinstance(answer, Recorded):
+            raise Answered(answer.effect)
 
     def _call_context(self, effect: Effect) -> RunContext[Any, Any, Any] | str:
         """What the call gets, or why it cannot get it."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal, cast
 
 from pydantic import JsonValue
 
 from beam_agents.budget import Usage
 from beam_agents.events import FailureReason, TraceRecord
+from beam_agents.ledger.base import BEGINNING
 from beam_agents.ledger.records import Effect, Run
 from beam_agents.messages import Message, ModelResponse
 from beam_agents.stored import Stored
@@ -56,10 +58,49 @@ class Refused:
     message: str
 
 
+@dataclass(frozen=True)
+class Pruned(Refused):
+    """An event whose run ended so long ago that what it came to is gone: for a driver, the same event again."""
+
+
 def conflict(run_id: str) -> Refused:
     """The refusal of an event whose id belongs to another one."""
     message = f"event id {run_id!r} was used before for an event with another content"
     return Refused(FailureReason.ID_CONFLICT, message)
+
+
+def pruned(run: Run) -> Pruned:
+    """The refusal of an event whose run has left nothing but its tombstone."""
+    message = f"the run of event id {run.key.run_id!r} ended {when(run.closed_at or 0.0)}, and its record was pruned"
+    return Pruned(FailureReason.TOO_OLD, message)
+
+
+def too_old(run_id: str, event_time: int | None, forgotten_to: int) -> Refused:
+    """The refusal of an event that may have had a run, of which nothing is left.
+
+    Args:
+        run_id: The event's id.
+        event_time: The event's, microseconds since 1970.
+        forgotten_to: Event time of the newest event of its key that was forgotten, microseconds since 1970.
+    """
+    to = "one without a time" if forgotten_to == BEGINNING else f"one of {when(forgotten_to / 1e6)}"
+    if event_time is None:
+        own, advice = "has no time", "give events their time (beam.window.TimestampedValue) if they can come late"
+    else:
+        own, advice = f"is of {when(event_time / 1e6)}", "keep tombstones for longer than events can be late"
+    message = (
+        f"event id {run_id!r} {own}, and the ledger has forgotten its key's runs up to {to}: whether it was handled "
+        f"before is not known. If it was not, send it again under another id; {advice}"
+    )
+    return Refused(FailureReason.TOO_OLD, message)
+
+
+def when(seconds: float) -> str:
+    """Seconds since 1970 as a date and time in UTC."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (OverflowError, ValueError, OSError):  # Beam's time goes further than the calendar
+        return f"{seconds:.0f} s after 1970"
 
 
 def trace_of(run_id: str, effects: tuple[Effect, ...]) -> list[TraceRecord]:

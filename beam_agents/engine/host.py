@@ -14,17 +14,19 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from beam_agents.engine.end import Ended, Refused
+from beam_agents.engine.connections import Connections
+from beam_agents.engine.end import Ended, Refused, when
+from beam_agents.engine.fault_points import FaultPoints
 from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.task import Task
-from beam_agents.errors import LedgerError
+from beam_agents.errors import LedgerChanged, LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS
-from beam_agents.ledger.commands import FindClosed, FindOrphans, FoundClosed, Orphans
+from beam_agents.ledger.commands import FindClosed, FindOrphans, FoundClosed, HorizonIs, Orphans, ReadHorizon
 from beam_agents.ledger.records import Run, RunKey
 from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
-    from beam_agents.agent import AgentBase, HeldDeps
+    from beam_agents.agent_base import AgentBase, HeldDeps
     from beam_agents.engine.worker import Worker
     from beam_agents.models.base import Model
 
@@ -45,8 +47,8 @@ _BELL_SILENT_AFTER = 5.0
 _TICKER_SILENT_AFTER = 1.5
 """Seconds after which another ticker of the process takes over; the one that drains calls twice a second at least."""
 
-_CONNECT_SECONDS = 5.0
-"""How long closing waits for a model that is still being connected."""
+_EMITTED_WITHIN = 60.0
+"""Seconds after its close in which a run's outcome is emitted where a doorbell calls, and if nothing dies."""
 
 _KEPT_ENDS = 10_000
 """Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
@@ -135,6 +137,7 @@ class Host:
         self.owner = uuid.uuid4().hex
         self.status = WorkerStatus(scope, agent.name)
         self.users = 0
+        self.faults = FaultPoints.from_environment()
         self._worker = worker
         self._handles: dict[RunKey, Handle] = {}
         self._ended: OrderedDict[RunKey, Handle] = OrderedDict()
@@ -143,7 +146,10 @@ class Host:
         self._ticker: int | None = None
         self._watch: Future[None] | None = None
         self._setups = 0
-        self._models: dict[int, tuple[Model, asyncio.Task[None]]] = {}
+        self._models = Connections()
+        self._state_at: float | None = None
+        self._takes_old_state = False
+        self._refusal: str | None = None
 
     # ---- for drivers, on any thread ----
 
@@ -176,9 +182,14 @@ class Host:
 
         Args:
             ticker: Who asks. One ticker of a process is enough: while it goes on asking, others get `None`.
+
+        Raises:
+            LedgerChanged: The job goes on from a state that is too old for this ledger.
         """
         keys, now = [], time.monotonic()
         with self._worker.lock:
+            if self._refusal is not None:
+                raise LedgerChanged(self._refusal)
             if ticker != self._ticker and now - self._drained_at < _TICKER_SILENT_AFTER:
                 return None
             self._ticker, self._drained_at = ticker, now
@@ -188,6 +199,18 @@ class Host:
                 if ring.run in self._ended:
                     heapq.heappush(self._rings, replace(ring, due=now + ring.pause, pause=2 * ring.pause))
         return keys
+
+    def state_is_from(self, at: float, *, take_old: bool = False) -> None:
+        """Says that the job goes on from a state in Beam that was alive at a time, perhaps restored from a savepoint.
+        What was closed since and pruned could not be emitted: `drain` refuses such a state.
+
+        Args:
+            at: Seconds since 1970.
+            take_old: Whether such a state is taken all the same, with a warning.
+        """
+        with self._worker.lock:
+            self._state_at = min(at, self._state_at or at)
+            self._takes_old_state = take_old
 
     def bell_is_live(self) -> bool:
         """Whether `drain` is called in this process."""
@@ -227,6 +250,8 @@ class Host:
                         if self.find(key) is None:
                             self._ring(key_of(key.key), key)
                     served = setups
+                if self._state_at is not None:
+                    await self._judge_state(budget)
                 found = await self.ledger.ask(FindOrphans(scope, agent))
                 assert isinstance(found, Orphans)
             except LedgerError as error:
@@ -234,6 +259,26 @@ class Host:
             else:
                 orphans = self._call_orphans(found.runs, orphans, key_of, task_of)
             await asyncio.sleep(_ORPHANS_EVERY)
+
+    async def _judge_state(self, budget: float) -> None:
+        scope, agent = self.status.scope, self.agent.name
+        answer = await self.ledger.ask(ReadHorizon(scope, agent))
+        assert isinstance(answer, HorizonIs)
+        with self._worker.lock:
+            at, self._state_at = self._state_at, None
+            # What was closed before had been emitted: rings are repeated, and in the end the event's own timer fires.
+            emitted_within = min(budget + 1.0, _EMITTED_WITHIN)
+            if at is None or answer.pruned_to is None or answer.pruned_to < at - emitted_within:
+                return
+            said = (
+                f"the job's state is from {when(at)}, and runs of scope {scope!r}, agent {agent!r} that were closed up "
+                f"to {when(answer.pruned_to)} were pruned from the ledger: what runs between came to may be missing, "
+                "their events go to duplicates"
+            )
+            if self._takes_old_state:
+                _LOGGER.warning("%s; taken all the same, as --accept_state_older_than_ledger says", said)
+            else:
+                self._refusal = f"{said}. Start from a newer savepoint, or give --accept_state_older_than_ledger"
 
     def _call_orphans(
         self,
@@ -270,16 +315,12 @@ class Host:
 
     async def connect(self, model: Model) -> None:
         """Connects a model once; after a failure, anew at the next request."""
-        connecting = self._models.get(id(model), (model, None))[1]
-        failed = connecting is not None and connecting.done() and (connecting.cancelled() or connecting.exception())
-        if connecting is None or failed:
-            connecting = asyncio.ensure_future(model.connect())
-            self._models[id(model)] = (model, connecting)
-        await asyncio.shield(connecting)
+        await self._models.connect(model)
 
     async def finish_other(self, task: Task, other: Run) -> None:
         """Waits for the end of the run that stands before `task` in its key, and drives it if its worker is gone."""
-        handle = self.start(replace(task, run=other.key, event=other.event, digest=other.digest))
+        record = replace(task, run=other.key, event=other.event, digest=other.digest, event_time=other.event_time)
+        handle = self.start(record)
         try:
             await asyncio.shield(asyncio.wrap_future(handle.done))  # others wait for it too
         finally:
@@ -334,10 +375,4 @@ class Host:
         """Closes models."""
         if self._watch is not None:
             self._watch.cancel()
-        for model, connecting in self._models.values():
-            try:
-                await asyncio.wait_for(connecting, _CONNECT_SECONDS)
-                await model.close()
-            except Exception as error:
-                _LOGGER.warning("closing model %r failed: %r", model.name, error)
-        self._models.clear()
+        await self._models.close()

@@ -16,7 +16,7 @@ from beam_agents.codec import told
 from beam_agents.context import RunContext
 from beam_agents.engine.attempts import Attempts, ask
 from beam_agents.engine.emit import recorded_event
-from beam_agents.engine.end import End, Ended, Refused, conflict
+from beam_agents.engine.end import End, Ended, Refused, conflict, pruned, too_old
 from beam_agents.engine.execution import Code
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.machine import Ending, Machine, Port, describe, doubt, reason_of
@@ -36,8 +36,10 @@ from beam_agents.ledger.commands import (
     Open,
     Opened,
     OtherOpen,
+    Pruned,
     Release,
     StateAhead,
+    TooOld,
 )
 from beam_agents.messages import repair
 
@@ -141,6 +143,10 @@ class LiveRun:
                     return self._ended(answer, replayed=True)
                 case Conflict():
                     return conflict(task.run.run_id)
+                case Pruned():
+                    return pruned(answer.run)
+                case TooOld():
+                    return too_old(task.run.run_id, task.event_time, answer.forgotten_to)
                 case StateAhead():
                     raise LedgerChanged(
                         f"the state of key {task.run.key} is at session {task.session_version}, the ledger only at "
@@ -309,8 +315,8 @@ class LiveRun:
             }
         )
         try:
-            end = self._end(ending, port, skipped).model_dump_json()
-            End.model_validate_json(end)
+            end = self._end(ending, port, skipped)
+            End.model_validate_json(end.model_dump_json())
             history = self._agent.history.trim((*session.history, *(port.remembered if port else ())))
             kept = after.model_copy(update={"history": history}).model_dump_json()
             Session.model_validate_json(kept)
@@ -320,17 +326,18 @@ class LiveRun:
             end, kept = self._failure(Ending(reason=ending.reason, message=message)), after.model_dump_json()
         return await self._close_with(end, kept)
 
-    def _failure(self, ending: Ending) -> str:
+    def _failure(self, ending: Ending) -> End:
         """A run's end as its record keeps it, without anything that came from the run."""
         ending = self._in_doubt(ending)
         reason = ending.reason or FailureReason.CODE_ERROR
-        return End(kind="failure", reason=reason, message=ending.message).model_dump_json()
+        return End(kind="failure", reason=reason, message=ending.message)
 
-    async def _close_with(self, written: str, session: str | None) -> Ended:
-        kept = session or Session().model_dump_json()
-        answer = await self._ask(Close(self._run.key, self._run.epoch, written, kept))
+    async def _close_with(self, end: End, session: str | None) -> Ended:
+        written, kept = end.model_dump_json(), session or Session().model_dump_json()
+        answer = await self._ask(Close(self._run.key, self._run.epoch, written, kept, end.reason))
         if not isinstance(answer, Closed):
             raise Fenced
+        self._host.faults.reached("after_close", self._run.key)
         return self._ended(answer, replayed=answer.run.end != written)
 
     def _end(self, ending: Ending, port: Port | None, skipped: bool) -> End:

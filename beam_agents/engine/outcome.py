@@ -23,6 +23,18 @@ class Fenced(Exception):
     """Another worker has the run, or it has ended."""
 
 
+class Answered(Fenced):
+    """An attempt is wanted no more, because the outcome of an earlier one has come late.
+
+    Args:
+        effect: The earlier attempt.
+    """
+
+    def __init__(self, effect: Effect) -> None:
+        super().__init__(f"{effect.path} attempt {effect.attempt}")
+        self.effect = effect
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What an attempt came to."""

@@ -36,8 +36,8 @@ class Open:
 class Intend:
     """Records that an attempt is about to be made. Given again, it changes nothing.
 
-    Answers: `Done`, `Fenced`, or `Recorded` with the attempt before this one, when its outcome has come from a worker
-    that was believed dead and leaves nothing to attempt.
+    Answers: `Done`, `Fenced`, or `Recorded` with an earlier attempt, whose outcome has come from a worker that was
+    believed dead and leaves nothing to attempt.
     """
 
     run: RunKey
@@ -47,7 +47,10 @@ class Intend:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Records an attempt's outcome if it has none, whoever reports it and however late. Answers: `Recorded`."""
+    """Records an attempt's outcome if it has none, whoever reports it and however late.
+
+    Answers: `Recorded`, or `Fenced` when the run has ended so long ago that it was pruned.
+    """
 
     run: RunKey
     path: str

@@ -183,10 +183,12 @@ def _intend(tx: Transaction, command: Intend) -> Answer:
         return Fenced(run)
     now = tx.now()
     path, attempt = command.effect.path, command.effect.attempt
-    if tx.effect(command.run, path, attempt) is None:
-        before = tx.effect(command.run, path, attempt - 1) if attempt > 1 else None
+    # Of all attempts, also when the intent is there already: an outcome may come late, from a worker believed dead.
+    for number in range(attempt - 1, 0, -1):
+        before = tx.effect(command.run, path, number)
         if before is not None and before.status not in (None, *_FOLLOWED):
             return Recorded(before, new=False)
+    if tx.effect(command.run, path, attempt) is None:
         tx.add_effect(command.run, replace(command.effect, intent_at=now))
     return Done(now)
 
@@ -194,6 +196,9 @@ def _intend(tx: Transaction, command: Intend) -> Answer:
 def _record(tx: Transaction, command: Record) -> Answer:
     effect = tx.effect(command.run, command.path, command.attempt)
     if effect is None:
+        run = tx.run(command.run)
+        if run is None or run.tombstone:
+            return Fenced(run)
         raise LookupError(f"outcome without intent: {command.run} {command.path} attempt {command.attempt}")
     if effect.status is not None:
         return Recorded(effect, new=False)
@@ -207,8 +212,8 @@ def _record(tx: Transaction, command: Record) -> Answer:
 
 def _close(tx: Transaction, command: Close) -> Answer:
     run = tx.run(command.run)
-    if run is None:
-        return Fenced(None)
+    if run is None or run.tombstone:
+        return Fenced(run)
     head = tx.head(command.run.head) or Head(command.run.head)
     if run.end is None:
         if run.epoch != command.epoch:

@@ -13,18 +13,31 @@ from types import GenericAlias
 from typing import Any, Final
 
 import apache_beam as beam
+from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import TimerSpec, on_timer
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 
 from beam_agents.errors import ConfigurationError
+from beam_agents.stored import Stored
 from beam_agents.transforms.winder import Winder
 
 Drain = Callable[[int], Iterable[Any] | None]
+Restored = Callable[[float], bool]
 
 LOOK: Final = b"look"
 """The value of every element that the doorbell emits."""
+
+ALIVE_SECONDS = 60.0
+"""How old what a ticker's state says of when it was last alive may become."""
+
+
+class Alive(Stored):
+    """When a ticker was last alive."""
+
+    at: float
+    """Seconds since 1970."""
 
 
 class Doorbell(beam.PTransform[Any, Any]):
@@ -45,6 +58,9 @@ class Doorbell(beam.PTransform[Any, Any]):
         key_type: The type of the keys, the same as in the PCollection that the output is flattened with.
         busy: Whether the process has work whose end will ring. While it has, and after a `drain` that returned keys,
             the pace is `busy_interval`. By default only the latter counts.
+        restored: Takes the time (seconds since 1970) at which a ticker was last alive before this instance of its DoFn:
+            the age of the state that a restored job goes on from, `ALIVE_SECONDS` more at most. Returns whether it
+            took notice; if not, it is called again at the next tick. Like `drain`, it must not wait.
         tickers: How many keys tick. They are spread over the workers like any keys, so there have to be several times
             as many as worker processes for each to have one. Only one of a process keeps the pace.
         busy_interval: Seconds between two calls of `drain` while there is something to do.
@@ -61,6 +77,7 @@ class Doorbell(beam.PTransform[Any, Any]):
         *,
         key_type: Any = Any,
         busy: Callable[[], bool] | None = None,
+        restored: Restored | None = None,
         tickers: int = 16,
         busy_interval: float = 0.05,
         idle_interval: float = 0.5,
@@ -73,7 +90,7 @@ class Doorbell(beam.PTransform[Any, Any]):
             raise ConfigurationError(
                 f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
             )
-        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval)
+        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval, restored)
         self._tickers = tickers
         self._key_type = key_type
 
@@ -89,6 +106,7 @@ class TickerDoFn(beam.DoFn):
     """Calls `drain` from a processing-time timer that sets itself again."""
 
     _TICK = TimerSpec("tick", TimeDomain.REAL_TIME)
+    _ALIVE = ReadModifyWriteStateSpec("alive", BytesCoder())
 
     def __init__(
         self,
@@ -97,21 +115,29 @@ class TickerDoFn(beam.DoFn):
         busy_interval: float,
         idle_interval: float,
         standby_interval: float,
+        restored: Restored | None = None,
     ) -> None:
         self._drain = drain
         self._busy = busy
+        self._restored = restored
         self._busy_interval = busy_interval
         self._idle_interval = idle_interval
         self._standby_interval = standby_interval
         self._interval = busy_interval
+        self._alive: dict[int, float] = {}
 
     def process(self, element: tuple[int, bytes], tick: Any = beam.DoFn.TimerParam(_TICK)) -> None:
         tick.set(time.time() + self._busy_interval)
 
     @on_timer(_TICK)
     def ring(
-        self, ticker: int = beam.DoFn.KeyParam, tick: Any = beam.DoFn.TimerParam(_TICK)
+        self,
+        ticker: int = beam.DoFn.KeyParam,
+        tick: Any = beam.DoFn.TimerParam(_TICK),
+        alive: Any = beam.DoFn.StateParam(_ALIVE),
     ) -> Iterator[TimestampedValue]:
+        if self._restored is not None:
+            self._show_life(ticker, alive, self._restored)
         keys = self._drain(ticker)
         if keys is None:
             tick.set(time.time() + self._standby_interval)
@@ -125,3 +151,14 @@ class TickerDoFn(beam.DoFn):
         else:
             self._interval = min(2 * self._interval, self._idle_interval)
         tick.set(time.time() + self._interval)
+
+    def _show_life(self, ticker: int, alive: Any, restored: Restored) -> None:
+        now = time.time()
+        if ticker not in self._alive:
+            raw = alive.read()
+            if raw is not None and not restored(Alive.from_json(raw).at):
+                return
+        elif now - self._alive[ticker] < ALIVE_SECONDS:
+            return
+        alive.write(Alive(at=now).to_json())
+        self._alive[ticker] = now

@@ -27,6 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 from beam_agents.codec import digest, key_of
 from beam_agents.engine.end import Ended, Refused, conflict
 from beam_agents.engine.live import Parked
+from beam_agents.events import FailureReason
 from beam_agents.history import Session
 from beam_agents.stored import Stored
 from beam_agents.transforms.doorbell import LOOK
@@ -331,14 +332,14 @@ class StreamingDoFn(beam.DoFn):
             self._host.forget(handle.run)  # the bundle fails; the next one tries again
             raise
         self._host.forget(handle.run)
-        # An end that was known before this event was, or to another worker: it may have been emitted for an event that
-        # came before under the same id.
-        if (
-            cells.now.taken_by != self._host.owner
-            and (before := cells.emitted_before(event)) is not None
-            and isinstance(outcome, Ended)
-        ):
-            return before
+        # An end that was known before this event was, or to another worker, may have been emitted for an event that
+        # came before under the same id; and of what is too old for the ledger, this state may still know it.
+        if isinstance(outcome, Ended):
+            known = cells.now.taken_by != self._host.owner
+        else:
+            known = outcome.reason is FailureReason.TOO_OLD
+        if known and (before := cells.emitted_before(event)) is not None:
+            return before if before.digest == event.digest else conflict(event.run_id)
         if isinstance(outcome, Ended) and (outcome.run.closed_at or 0) - outcome.run.opened_at < QUICK_SECONDS:
             self._quick = _PATIENCE
         return outcome

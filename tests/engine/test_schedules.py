@@ -12,6 +12,8 @@ from cluster import Hosted
 
 from beam_agents import Agent, Budget, CannotHappen, FailureReason, Happened, LedgerChanged, RunContext, tool, workflow
 from beam_agents.engine.end import Refused
+from beam_agents.errors import ModelError
+from beam_agents.messages import ModelSettings
 from beam_agents.models import FunctionModel, calls, say
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
@@ -351,3 +353,29 @@ def test_in_a_batch_only_the_time_that_a_worker_held_the_run_counts(cluster: Any
     gates.open("work")
     cluster.clock.advance(24 * 3600)
     assert cluster.worker(agent).run(Event(id="1"), batch=True).end.output == "done it"
+
+
+def test_an_answer_that_comes_late_ends_the_retries_of_the_worker_that_took_over(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("first")
+
+    async def decide(request: Any) -> Any:
+        number = sum(gates.calls.values())
+        if number == 0:
+            await asyncio.to_thread(gates.passing, "first")
+            return say("from the first")
+        gates.passing("later")
+        raise ModelError("busy", retryable=True, retry_after=2.0)
+
+    agent: Agent[Any, Any, Any, Any] = Agent(
+        "agent", model=FunctionModel(decide), event_type=Event, settings=ModelSettings(retries=3)
+    )
+    frozen, other = cluster.worker(agent), cluster.worker(agent)
+    late = frozen.start(Event(id="1"))
+    gates.wait_for("first")
+    cluster.clock.advance(10)
+    taken = other.start(Event(id="1"))
+    gates.wait_for("later")
+    gates.open("first")
+    assert [handle.done.result(30).end.output for handle in (late, taken)] == ["from the first"] * 2
+    assert gates.calls == {"first": 1, "later": 1}

@@ -34,6 +34,15 @@ class Snapshot:
     outputs: int
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """All keys at one moment."""
+
+    at: float
+    """Seconds since 1970."""
+    keys: dict[str, Snapshot]
+
+
 @dataclass(eq=False)
 class Key:
     """One key: its state, its timers, its source, its outputs.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from beam_agents.ledger.commands import Prune
 from tests.simulator.beam import Key
-from tests.simulator.schedule import Action, Event
+from tests.simulator.schedule import SCOPE, Action, Event
 from tests.simulator.slot import Slot
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ class Faults:
         if self._simulation.mended:
             return
         slot = self._simulation.slots[action.slot]
-        key = self._simulation.keys[action.key]
+        key = self._simulation.keys.get(action.key) or next(iter(self._simulation.keys.values()))
         self._simulation.watch.say("ACTION", str(action))
         match action.kind:
             case "crash":
@@ -52,9 +54,9 @@ class Faults:
                 for tag, due in list(key.deadline.due.items()):
                     self._simulation.fire(key, key.generation, tag, due)
             case "checkpoint":
-                self._simulation.checkpoints.append(
-                    {key.name: key.snapshot() for key in self._simulation.keys.values()}
-                )
+                self._simulation.keep_checkpoint()
+            case "prune" | "forget":
+                self._prune(action)
             case "batch crash":
                 if self._simulation.batch_outcomes is None:
                     self._simulation.kill(self._simulation.batch, action.lasts)
@@ -68,16 +70,22 @@ class Faults:
 
     def _roll_back(self, action: Action) -> None:
         """The job starts again from a checkpoint; what was emitted since is taken back."""
-        self._simulation.watch.counts["rollbacks"] += 1
         place = max(0, len(self._simulation.checkpoints) - 1 - action.back)
+        # From an older one the product would not start.
+        while self._simulation.is_too_old(self._simulation.checkpoints[place]):
+            place += 1
+            if place == len(self._simulation.checkpoints):
+                self._simulation.watch.counts["states too old"] += 1
+                return
         del self._simulation.checkpoints[place + 1 :]
+        self._simulation.watch.counts["rollbacks"] += 1
         for slot in self._simulation.slots:
             if action.number >> slot.number & 1:
                 self._simulation.kill(slot, min(action.lasts, 3.0))
             elif self._simulation.rng.random() < 0.5:
                 self._simulation.leave(slot, min(action.lasts, 3.0))
         for key in self._simulation.keys.values():
-            key.restore(self._simulation.checkpoints[place][key.name])
+            key.restore(self._simulation.checkpoints[place].keys[key.name])
             key.generation += 1
             key.queue.sort(key=lambda delivery: delivery.at)
             if self._simulation.rng.random() < 0.5:
@@ -89,6 +97,17 @@ class Faults:
                     delivery.at = min(delivery.at, self._simulation.scheduler.now)
             self._simulation.arm(key)
             self._simulation.pump_later(key)
+        for slot in self._simulation.slots:
+            slot.state_at = self._simulation.checkpoints[place].at
+        self._simulation.watch.pruning.takes_back(self._simulation.emitted())
+
+    def _prune(self, action: Action) -> None:
+        """An operator drops what was closed longer ago than the action's age; to forget takes two rounds."""
+        simulation = self._simulation
+        forgets = action.kind == "forget"
+        command = Prune(SCOPE, simulation.agent.name, action.age, action.age if forgets else math.inf, action.number)
+        for _ in range(1 + forgets):
+            simulation.watch.pruning.prune(command, simulation.emitted())
 
     def _deliver_again(self, action: Action, key: Key) -> None:
         known = [event for event in self._simulation.schedule.events if event.key == key.name]
@@ -96,9 +115,8 @@ class Faults:
             return
         event = known[action.number % len(known)]
         text = "another" if action.kind == "conflict" else event.text
-        delivery = self._simulation.arrives(
-            Event(event.id, event.key, self._simulation.scheduler.now, event.plan, text)
-        )
+        again = Event(event.id, event.key, event.at, event.plan, text)
+        delivery = self._simulation.arrives(again, self._simulation.scheduler.now)
         key.queue.insert(action.number % (len(key.queue) + 1), delivery)
         self._simulation.watch.counts["events again"] += 1
         if len(key.queue) == 1:

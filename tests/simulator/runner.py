@@ -14,22 +14,21 @@ from beam_agents.codec import digest
 from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.host import Host
 from beam_agents.engine.live import REPLAY_VARIABLE, Parked
+from beam_agents.errors import LedgerChanged
 from beam_agents.transforms import streaming
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.streaming import StreamingDoFn
 from beam_agents.transforms.use import AgentUse
 from tests.simulator.agents import Happening, agent_of
-from tests.simulator.beam import Callback, Delivery, Key, Snapshot
+from tests.simulator.beam import Callback, Checkpoint, Delivery, Key
 from tests.simulator.faults import Faults
-from tests.simulator.loop import EPOCH, Scheduler, SimLoop, virtual_time
+from tests.simulator.loop import EMITTED_WITHIN, EPOCH, Scheduler, SimLoop, virtual_time
 from tests.simulator.outcome import check_end
-from tests.simulator.schedule import TROUBLE_SECONDS, Event, Schedule
+from tests.simulator.schedule import SCOPE, TROUBLE_SECONDS, Event, Schedule
 from tests.simulator.slot import Slot
 from tests.simulator.watch import Watch, WatchedLedger
 from tests.simulator.worker import Road, SimWorker
 from tests.simulator.world import Manners, Wire, World
-
-SCOPE = "simulated"
 
 
 class SimUse(AgentUse):
@@ -69,7 +68,7 @@ class Simulation:
         self.batch = Slot(schedule.workers)
         self.batch_outcomes: dict[str, Ended | Refused] | None = None if schedule.batch else {}
         self.mended = False
-        self.checkpoints: list[dict[str, Snapshot]] = []
+        self.checkpoints: list[Checkpoint] = []
         self._incarnations = 0
 
     # ---- from the beginning to the end ----
@@ -101,7 +100,7 @@ class Simulation:
             slot.road = Road(slow=schedule.ledger_slow, fails=schedule.ledger_fails)
             self._start_worker(slot)
         for event in schedule.events:
-            self.arrives(event)
+            self.arrives(event, event.at)
         for key in self.keys.values():
             key.queue = sorted(key.source, key=lambda delivery: delivery.at)
             self.pump_later(key)
@@ -207,7 +206,7 @@ class Simulation:
             return
         rang = False
         if slot.can_work() and slot.dofn is not None:
-            for name in slot.dofn._host.drain() or ():
+            for name in self._drain(slot, slot.dofn._host):
                 rang = True
                 times = 1
                 if not self.mended and self.world.roll(self.schedule.bell_loses):
@@ -218,6 +217,20 @@ class Simulation:
                         self.runner.call_later(self.rng.random() * 0.1, self.look, key, key.generation)
         interval = 0.05 if rang else min(2 * interval, 0.5)
         self.runner.call_later(interval, self._tick, slot, worker, interval)
+
+    def _drain(self, slot: Slot, host: Host) -> list[Any]:
+        if slot.state_at is not None:
+            host.state_is_from(slot.state_at)
+            slot.told.append(slot.state_at)
+            slot.state_at = None
+        try:
+            return host.drain() or []
+        except LedgerChanged as error:
+            if not any(map(self._is_too_old, slot.told)):
+                self.watch.violate(f"a state was refused that is not too old: {error}")
+            self.watch.counts["states refused"] += 1
+            host._refusal = None  # somebody accepts it
+            return []
 
     async def _run_batch(self, use: SimUse, host: Host) -> None:
         """The second job on the scope: the events of each key one after the other, the keys side by side."""
@@ -248,9 +261,9 @@ class Simulation:
         text = self.agent.event_json(happening)
         return Envelope(run_id=event.id, event=text, digest=digest(text), micros=1_000_000 + int(event.at * 1e6))
 
-    def arrives(self, event: Event) -> Delivery:
+    def arrives(self, event: Event, at: float) -> Delivery:
         source = self.keys[event.key].source
-        delivery = Delivery(len(source), self._envelope(event), event.at)
+        delivery = Delivery(len(source), self._envelope(event), at)
         source.append(delivery)
         return delivery
 
@@ -334,7 +347,22 @@ class Simulation:
 
     def keep_checkpoint(self) -> None:
         """Keeps all keys as they are now."""
-        self.checkpoints.append({key.name: key.snapshot() for key in self.keys.values()})
+        keys = {key.name: key.snapshot() for key in self.keys.values()}
+        self.checkpoints.append(Checkpoint(EPOCH + self.scheduler.now, keys))
+
+    def is_too_old(self, checkpoint: Checkpoint) -> bool:
+        """Whether runs that were closed since were pruned."""
+        return self._is_too_old(checkpoint.at)
+
+    def _is_too_old(self, at: float) -> bool:
+        horizon = self.ledger.horizon(SCOPE, self.agent.name)
+        within = min(self.schedule.budget.wall_clock.total_seconds() + 1.0, EMITTED_WITHIN)
+        return horizon is not None and horizon >= at - within
+
+    def emitted(self) -> set[str]:
+        """The runs whose end is emitted, and not taken back."""
+        outputs = (output for key in self.keys.values() for output in key.outputs)
+        return {value.run_id for tag, value in outputs if tag in ("results", "failures")}
 
     def _checkpoint(self) -> None:
         if not self.mended:

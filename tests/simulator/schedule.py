@@ -12,6 +12,8 @@ from beam_agents import Budget
 from tests.simulator.agents import plan_of
 from tests.simulator.world import Manners
 
+SCOPE = "simulated"
+
 TROUBLE_SECONDS = 30.0
 """How long things go wrong; then all is mended, and everything must come to rest."""
 
@@ -40,11 +42,13 @@ class Action:
     back: int = 0
     """Which older checkpoint: 0 is the newest."""
     number: int = 0
+    age: float = 0.0
+    """Of what is pruned: seconds since it was closed."""
 
     def __str__(self) -> str:
         return (
             f"{self.at:7.3f} {self.kind} worker {self.slot} key {self.key} for {self.lasts:.2f} s, "
-            f"back {self.back}, number {self.number}"
+            f"back {self.back}, number {self.number}, age {self.age:.1f}"
         )
 
 
@@ -124,6 +128,9 @@ def schedule_of(seed: int) -> Schedule:
     actions = list(_actions(rng, rng.choice((0, 1, 2, 3, 5, 8)), events, keys, workers))
     if zombies:
         actions += _zombies(rng, events, workers)
+    operator = random.Random(f"operator {seed}")
+    if operator.random() < 0.3:
+        actions += _operator(operator, events, workers)
     return Schedule(
         seed=seed,
         agent=agent,
@@ -187,6 +194,27 @@ def _zombies(rng: random.Random, events: tuple[Event, ...], workers: int) -> Ite
         if kind == "cut off":
             yield Action(at=at + 0.1, kind="move", slot=(slot + 1) % workers, key=event.key)
         at += lasts + rng.uniform(-1.0, 1.0)
+
+
+def _operator(rng: random.Random, events: tuple[Event, ...], workers: int) -> Iterator[Action]:
+    """Somebody prunes the ledger, now and then too eagerly; and events come back afterwards."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        event = rng.choice(events)
+        at = event.at + rng.random() * 10.0 if rng.random() < 0.7 else rng.random() * 25.0
+        kind = rng.choice(("prune", "forget"))
+        yield Action(at=at, kind=kind, age=rng.choice((0.0, 0.5, 2.0, 5.0, 12.0)), number=rng.choice((1, 2, 500)))
+        for _ in range(rng.choice((0, 1, 2))):
+            after = at + rng.random() * 4.0
+            again = rng.choice(events)
+            yield Action(
+                at=after,
+                kind=rng.choice(("again", "again", "conflict", "rollback")),
+                slot=rng.randrange(workers),
+                key=again.key,
+                lasts=rng.random() * 3.0,
+                back=rng.choice((0, 1, 2, 5)),
+                number=rng.randrange(1 << workers),
+            )
 
 
 def smaller(schedule: Schedule) -> Iterator[Schedule]:

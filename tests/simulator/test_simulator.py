@@ -11,12 +11,15 @@ from typing import Any, get_args
 import pytest
 
 from beam_agents.engine import attempts, host, live
+from beam_agents.engine.end import Refused
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Status
+from beam_agents.events import FailureReason
 from beam_agents.history import History
 from beam_agents.ledger import rules
 from beam_agents.ledger.base import Transaction
 from beam_agents.ledger.commands import Answer, Done, Intend, Open, Opened, Record, Recorded
+from beam_agents.ledger.memory import MemoryLedger
 from beam_agents.transforms import streaming
 from beam_agents.transforms.emission import Emitter
 from tests.simulator.__main__ import shrink, simulate
@@ -164,6 +167,44 @@ def _session_is_not_written(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(streaming._Cells, "set_memory", without)
 
 
+def _forgetting_leaves_no_mark(patch: pytest.MonkeyPatch) -> None:
+    forget = MemoryLedger.forget
+
+    def unmarked(self: MemoryLedger, *arguments: Any) -> int:
+        heads = dict(self._heads)
+        forgotten = forget(self, *arguments)
+        self._heads.update(heads)
+        return forgotten
+
+    patch.setattr(MemoryLedger, "forget", unmarked)
+
+
+def _pruning_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
+    prune = MemoryLedger.prune
+
+    def dropped(self: MemoryLedger, *arguments: Any) -> int:
+        pruned = prune(self, *arguments)
+        self._runs = {key: run for key, run in self._runs.items() if not run.tombstone}
+        return pruned
+
+    patch.setattr(MemoryLedger, "prune", dropped)
+
+
+def _open_runs_are_pruned(patch: pytest.MonkeyPatch) -> None:
+    prune = MemoryLedger.prune
+
+    def pruned(self: MemoryLedger, scope: str, agent: str, before: float, limit: int) -> int:
+        for key in list(self._open):
+            self.put_run(replace(self._runs[key], end="", closed_at=before))
+        return prune(self, scope, agent, before, limit)
+
+    patch.setattr(MemoryLedger, "prune", pruned)
+
+
+def _pruned_runs_are_failures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(live, "pruned", lambda run: Refused(FailureReason.TOO_OLD, "pruned"))
+
+
 BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (_fenced_may_intend, "intent of a fenced worker was taken"),
     (_record_overwrites, "an outcome was overwritten"),
@@ -180,6 +221,10 @@ BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (_transcripts_have_holes, "a tool call without a result in the transcript"),
     (_emits_another_end, "the record says"),
     (_session_is_not_written, "is not the head's"),
+    (_forgetting_leaves_no_mark, "was opened after its end"),
+    (_pruning_leaves_no_tombstone, "was opened after its end"),
+    (_open_runs_are_pruned, "was pruned, but is open"),
+    (_pruned_runs_are_failures, "instead of"),
 ]
 
 

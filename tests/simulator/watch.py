@@ -22,16 +22,19 @@ from beam_agents.ledger.commands import (
     Intend,
     Open,
     Opened,
+    Pruned,
     Record,
     Recorded,
     Release,
     Renew,
+    TooOld,
 )
 from beam_agents.ledger.memory import MemoryLedger
 from beam_agents.ledger.records import Effect, Run, RunKey
 from beam_agents.messages import AssistantMessage, Message, ModelRequest, ToolMessage
 from tests.simulator.agents import asked_by
 from tests.simulator.loop import EPOCH, Scheduler, SimLoop
+from tests.simulator.pruning import Pruning
 
 
 class WatchedLedger(MemoryLedger):
@@ -85,6 +88,7 @@ class Watch:
         violations: What must not have happened, in words.
         counts: What happened how often.
         trace: Lines about what happened, if asked for.
+        pruning: What an operator prunes.
     """
 
     def __init__(self, scheduler: Scheduler, budget: Budget, *, lenient: bool = False, verbose: bool = False) -> None:
@@ -95,6 +99,7 @@ class Watch:
         self.counts: Counter[str] = Counter()
         self.trace: list[str] | None = [] if verbose else None
         self.known: dict[RunKey, _Known] = {}
+        self.pruning = Pruning(self)
         self._lenient = lenient
         self._calls: dict[str, tuple[RunKey, str]] = {}
         self._by_id: dict[str, RunKey] = {}
@@ -138,6 +143,8 @@ class Watch:
                 self._recorded(command, answer)
             case Close(), Closed():
                 self._closed(command, answer)
+            case Open(), Pruned() | TooOld():
+                self.counts[f"answered {type(answer).__name__}"] += 1
             case Open(), Closed():
                 self.counts["replays"] += 1
                 self._same_end(answer.run)
@@ -260,7 +267,9 @@ class Watch:
                 self.violate(f"a once call is made after the end of its run: {run.run_id} {path} by {who}")
         where = f"{name} of {run.run_id} {path} attempt {ctx.attempt} by {who}"
         recorded = self.ledger.effect(run, path, ctx.attempt)
-        if recorded is None:
+        if run in self.pruning.gone:
+            self.counts["calls after pruning"] += 1
+        elif recorded is None:
             self.violate(f"called without an intent: {where}")
         elif recorded.status is not None:
             self.violate(f"called although its outcome is recorded ({recorded.status}): {where}")
@@ -288,17 +297,34 @@ class Watch:
         run, asked = self._by_id[asked_by(request)], request.digest()
         self.say(who, f"MODEL of {run.run_id}")
         effects = [effect for effect in self.ledger.effects(run) if effect.kind == "model" and effect.digest == asked]
-        if not effects:
+        if not effects and run not in self.pruning.gone:
             self.violate(f"the model is asked without an intent: {run.run_id} by {who}")
         again = (who, run, asked) in self._asked
         self._asked.add((who, run, asked))
         if not again:
             self._in_time(who, run, "model")
+        confirmed = [self._intended_at[run, e.path, e.attempt] for e in effects if e.status is None]
         for effect in effects:
-            if again and effect.status not in (None, "not_happened"):
+            if again and self._was_known(effect, confirmed):
                 self.violate(f"a failed request is made again, though {run.run_id} {effect.path} is recorded, by {who}")
             elif not again and any(self._late(run, effect.path, other.attempt, effect) for other in effects):
                 self.violate(f"a recorded answer is paid for again: {run.run_id} {effect.path} by {who}")
+
+    def _was_known(self, effect: Effect, confirmed: list[float]) -> bool:
+        """Whether what a request is made for once more was recorded when its intent was last confirmed.
+
+        Args:
+            effect: What is recorded.
+            confirmed: When the intents that are open were.
+        """
+        if effect.status in (None, "not_happened"):
+            return False
+        if not confirmed:
+            return True
+        if effect.status == "error":  # in a worker that was believed dead: no answer, and another attempt has followed
+            return False
+        recorded = (effect.outcome_at or 0.0) - EPOCH
+        return recorded < max(confirmed) or self.scheduler.now - recorded > LEASE_SECONDS * 0.6 + 0.01
 
     def _late(self, run: RunKey, path: str, attempt: int, other: Effect) -> bool:
         """Whether a call that starts now on an old intent was overtaken by the outcome of another attempt.

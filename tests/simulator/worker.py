@@ -123,6 +123,7 @@ class SimWorker(Worker):
         self.model_slots = asyncio.Semaphore(slots)
         self.tool_slots = asyncio.Semaphore(slots)
         self.run_slots = asyncio.Semaphore(slots)
+        self.letting_go = False
         self.name = name
         self.writer = SimWriter(ledger, self.loop, rng, road)
         self._hosts = {}
