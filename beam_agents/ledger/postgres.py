@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 from urllib.parse import quote, unquote, urlencode
 
 import psycopg
@@ -15,20 +14,17 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger.base import Ledger, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command
+from beam_agents.ledger.postgres_connection import Connection
 from beam_agents.ledger.postgres_rows import Statements
 from beam_agents.ledger.postgres_schema import prepare
 from beam_agents.ledger.postgres_transaction import PostgresTransaction
 from beam_agents.ledger.rules import carry_out
-
-T = TypeVar("T")
 
 DEFAULT_SCHEMA = "beam_agents"
 
 _SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 _EXAMPLE = "postgresql://user@host:5432/database?schema=beam_agents"
 
-_ANSWER_SECONDS = 15.0
-"""How long a server may say nothing. The limits below are the server's to keep, and shorter."""
 _IDLE_SECONDS = 4.0
 """How long this process may take to carry out a group with its keys locked: a frozen worker loses its locks before
 those who wait for them give up. It is doubled for a process that has needed more."""
@@ -64,30 +60,6 @@ _REFUSED = re.compile(
 """What a server says to connections that it will never let in. There is no code for it in what libpq tells."""
 
 
-class _Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose waits end, whatever the server does."""
-
-    def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
-        return super().wait(self._in_time(gen), *args, **options)
-
-    def _in_time(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        # The generator is also resumed now and then while nothing arrives.
-        deadline = time.monotonic() + _ANSWER_SECONDS
-        try:
-            state = next(gen)
-            while True:
-                ready = yield state
-                if ready:
-                    deadline = time.monotonic() + _ANSWER_SECONDS
-                elif time.monotonic() > deadline:
-                    self.pgconn.finish()
-                    raise psycopg.OperationalError(f"the server did not answer for {_ANSWER_SECONDS:g} s")
-                state = gen.send(ready)
-        except StopIteration as done:
-            answer: T = done.value
-            return answer
-
-
 class PostgresLedger(Ledger):
     """Keeps runs in a schema of a PostgreSQL database, which the workers of all hosts share.
 
@@ -114,7 +86,7 @@ class PostgresLedger(Ledger):
         self._identity = ""
         self._idle_seconds = _IDLE_SECONDS
         self._opened = False
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     def __reduce__(self) -> tuple[type[PostgresLedger], tuple[str]]:
         return PostgresLedger, (self._secret_url,)
@@ -166,9 +138,9 @@ class PostgresLedger(Ledger):
             raise
         return answers
 
-    def _connect(self) -> _Connection:
+    def _connect(self) -> Connection:
         try:
-            connection = _Connection.connect(make_conninfo(**{**_CONNECTION, **self._parameters}), autocommit=True)
+            connection = Connection.connect(make_conninfo(**{**_CONNECTION, **self._parameters}), autocommit=True)
         except psycopg.Error as error:
             self._raise(error)
         try:
@@ -187,7 +159,7 @@ class PostgresLedger(Ledger):
         self._connection = connection
         return connection
 
-    def _set_up(self, connection: _Connection) -> None:
+    def _set_up(self, connection: Connection) -> None:
         idle = {"idle_in_transaction_session_timeout": f"{self._idle_seconds * 1000:.0f}ms"}
         for name, value in {**_SETTINGS, **idle}.items():
             connection.execute("SELECT set_config(%s, %s, false)", (name, value))
@@ -239,7 +211,7 @@ class PostgresLedger(Ledger):
         return ""
 
 
-def _close(connection: _Connection) -> None:
+def _close(connection: Connection) -> None:
     with contextlib.suppress(psycopg.Error):
         connection.close()
 

@@ -13,20 +13,22 @@ from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 _MICROSECONDS = 1_000_000
 
 _RUN_KEY = "scope, agent, revision, key, run_id"
-_RUN_CHANGES = "epoch, owner, epoch_at, held, stalls, ending, closed_at, nonce"
-_RUN = f"{_RUN_KEY}, event, digest, opened_at, event_time, {_RUN_CHANGES}"
+_RUN_CHANGES = "epoch, owner, epoch_at, held, stalls, ending, closed_at, nonce, reason, doubtful, resolution"
+RUN = f"{_RUN_KEY}, event, digest, opened_at, event_time, {_RUN_CHANGES}"
+"""What `read_run` reads."""
+
 _OUTCOME = "status, value, outcome_at"
 _EFFECT_KEY = "run, path, attempt"
 _EFFECT = f"{_EFFECT_KEY}, kind, name, digest, effect, arguments, intent_at, delivered, due, {_OUTCOME}"
 _HEAD_KEY = "id, scope, agent, revision, key"
-_HEAD_CHANGES = "session_version, session, open_run, open_id"
+_HEAD_CHANGES = "session_version, session, open_run, open_id, forgotten_to"
 _LEASE_CHANGES = "renewed_at, until"
 
 _UUIDS = frozenset(("id", "run", "used_by", "open_id"))
 _NUMBERS = frozenset(
     (
         "revision", "session_version", "opened_at", "event_time", "epoch", "epoch_at", "held", "stalls", "closed_at",
-        "attempt", "intent_at", "due", "outcome_at", "renewed_at", "until",
+        "attempt", "intent_at", "due", "outcome_at", "renewed_at", "until", "forgotten_to",
     )
 )  # fmt: skip
 
@@ -35,6 +37,7 @@ class Statements:
     """The statements of a transaction, for one schema. Each parameter of several rows is one JSON text."""
 
     def __init__(self, schema: str) -> None:
+        self.schema = schema
         heads, runs, effects, leases = (f"{schema}.{table}" for table in ("heads", "runs", "effects", "leases"))
         in_heads = "id = ANY(%(heads)s::uuid[])"
         in_runs = (
@@ -45,13 +48,13 @@ class Statements:
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, "
             f"(SELECT value FROM {schema}.meta WHERE name = 'identity')"
         )
-        self.hold_heads = f"INSERT INTO {heads} ({_HEAD_KEY}) {_given(_HEAD_KEY)} ON CONFLICT DO NOTHING"
+        self.hold_heads = f"INSERT INTO {heads} ({_HEAD_KEY}) {given(_HEAD_KEY)} ON CONFLICT DO NOTHING"
         self.lock_heads = f"SELECT {_HEAD_KEY} FROM {heads} WHERE {in_heads} ORDER BY id FOR UPDATE"
         self.read_heads = (
-            f"SELECT {_HEAD_KEY}, session_version, session, open_run FROM {heads} "
+            f"SELECT {_HEAD_KEY}, session_version, session, open_run, forgotten_to FROM {heads} "
             f"WHERE {in_heads} AND session_version IS NOT NULL"
         )
-        self.read_runs = f"SELECT {_RUN} FROM {runs} WHERE {in_runs}"
+        self.read_runs = f"SELECT {RUN} FROM {runs} WHERE {in_runs}"
         self.read_leases = (
             f"SELECT owner, {_LEASE_CHANGES} FROM {leases} WHERE owner = ANY("
             "ARRAY(SELECT json_array_elements_text(%(owners)s::json)) || "
@@ -59,45 +62,47 @@ class Statements:
         )
         self.read_journals = f"SELECT {_EFFECT} FROM {effects} WHERE run = ANY(%(runs)s::uuid[]) ORDER BY number"
         self.read_effects = (
-            f"SELECT {_EFFECT} FROM ({_given(_EFFECT_KEY)}) AS wanted JOIN {effects} USING ({_EFFECT_KEY})"
+            f"SELECT {_EFFECT} FROM ({given(_EFFECT_KEY)}) AS wanted JOIN {effects} USING ({_EFFECT_KEY})"
         )
         self.open_runs = (
-            f"SELECT {_RUN} FROM {runs} LEFT JOIN {leases} USING (owner) WHERE used_by = %(used_by)s "
+            f"SELECT {RUN} FROM {runs} LEFT JOIN {leases} USING (owner) WHERE used_by = %(used_by)s "
             "AND ending IS NULL AND (owner = '' OR until IS NULL OR until <= %(now)s) "
             "ORDER BY opened_at, id LIMIT %(limit)s"
         )
         self.closed_runs = (
             f"SELECT {_RUN_KEY} FROM {runs} WHERE used_by = %(used_by)s AND closed_at >= %(since)s "
-            "ORDER BY closed_at DESC LIMIT %(limit)s"
+            "AND ending <> '' ORDER BY closed_at DESC LIMIT %(limit)s"
         )
         self.write_heads = _upsert(heads, _HEAD_KEY, "id", _HEAD_CHANGES)
-        self.add_runs = f"INSERT INTO {runs} (id, used_by, {_RUN}) {_given(f'id, used_by, {_RUN}')}"
+        self.add_runs = f"INSERT INTO {runs} (id, used_by, {RUN}) {given(f'id, used_by, {RUN}')}"
         self.change_runs = _update(runs, "id", _RUN_CHANGES)
-        self.add_effects = f"INSERT INTO {effects} ({_EFFECT}) {_given(_EFFECT)}"
+        self.add_effects = f"INSERT INTO {effects} ({_EFFECT}) {given(_EFFECT)}"
         self.change_effects = _update(effects, _EFFECT_KEY, _OUTCOME)
         self.write_leases = _upsert(leases, "owner", "owner", _LEASE_CHANGES)
 
 
-def _given(columns: str) -> str:
+def given(columns: str) -> str:
     """A query for the rows of a parameter."""
     typed = ", ".join(f"{column} {_type_of(column)}" for column in columns.split(", "))
     return f"SELECT {columns} FROM json_to_recordset(%(rows)s::json) AS given ({typed})"
 
 
 def _type_of(column: str) -> str:
+    if column == "doubtful":
+        return "boolean"
     return "uuid" if column in _UUIDS else "bigint" if column in _NUMBERS else "text"
 
 
 def _upsert(table: str, fixed: str, key: str, changes: str) -> str:
     columns = f"{fixed}, {changes}"
     changed = ", ".join(f"{column} = excluded.{column}" for column in changes.split(", "))
-    return f"INSERT INTO {table} ({columns}) {_given(columns)} ON CONFLICT ({key}) DO UPDATE SET {changed}"
+    return f"INSERT INTO {table} ({columns}) {given(columns)} ON CONFLICT ({key}) DO UPDATE SET {changed}"
 
 
 def _update(table: str, key: str, changes: str) -> str:
     changed = ", ".join(f"{column} = changed.{column}" for column in changes.split(", "))
     found = " AND ".join(f"old.{column} = changed.{column}" for column in key.split(", "))
-    return f"UPDATE {table} AS old SET {changed} FROM ({_given(f'{key}, {changes}')}) AS changed WHERE {found}"
+    return f"UPDATE {table} AS old SET {changed} FROM ({given(f'{key}, {changes}')}) AS changed WHERE {found}"
 
 
 # ---- ids ----
@@ -148,12 +153,12 @@ def heads_to_write(heads: Iterable[Head]) -> str:
 
 def _head_row(head: Head) -> tuple[Any, ...]:
     open_id = None if head.open_run is None else run_id(RunKey(*head.key, head.open_run))
-    return (head_id(head.key), *head.key, head.session_version, head.session, head.open_run, open_id)
+    return (head_id(head.key), *head.key, head.session_version, head.session, head.open_run, open_id, head.forgotten_to)
 
 
 def runs_to_add(runs: Iterable[Run]) -> str:
     """Rows for `Statements.add_runs`."""
-    return _rows_of(f"id, used_by, {_RUN}", map(_run_row, runs))
+    return _rows_of(f"id, used_by, {RUN}", map(_run_row, runs))
 
 
 def _run_row(run: Run) -> tuple[Any, ...]:
@@ -168,7 +173,8 @@ def runs_to_change(runs: Iterable[Run]) -> str:
 
 def _run_changes(run: Run) -> tuple[Any, ...]:
     epoch_at, held, closed_at = map(microseconds, (run.epoch_at, run.held, run.closed_at))
-    return (run.epoch, run.owner, epoch_at, held, run.stalls, run.end, closed_at, run.nonce)
+    driven = (run.epoch, run.owner, epoch_at, held, run.stalls, run.end, closed_at, run.nonce)
+    return (*driven, run.reason, run.doubtful, run.resolution)
 
 
 def effects_to_add(effects: Iterable[tuple[RunKey, Effect]]) -> str:
@@ -199,6 +205,11 @@ def attempts_to_read(attempts: Iterable[tuple[str, str, int]]) -> str:
     return _rows_of(_EFFECT_KEY, attempts)
 
 
+def heads_of_runs(pairs: Iterable[tuple[str, str]]) -> str:
+    """Rows of runs and their heads, for `given("run, id")`."""
+    return _rows_of("run, id", pairs)
+
+
 def leases_to_write(leases: Iterable[Lease]) -> str:
     """Rows for `Statements.write_leases`."""
     rows = ((lease.owner, microseconds(lease.renewed_at), microseconds(lease.until)) for lease in leases)
@@ -217,13 +228,12 @@ def seconds(stored: int | None) -> float | None:
 
 def read_head(row: Sequence[Any]) -> Head:
     """Of `Statements.read_heads`."""
-    _, *key, version, session, open_run = row
-    return Head(HeadKey(*key), version, session, open_run)
+    return Head(HeadKey(*row[1:5]), *row[5:])
 
 
 def read_run(row: Sequence[Any]) -> Run:
     """Of `Statements.read_runs` and `open_runs`."""
-    event, digest_, opened_at, event_time, epoch, owner, epoch_at, held, stalls, end, closed_at, nonce = row[5:]
+    event, digest_, opened_at, event_time, epoch, owner, epoch_at, held, stalls, end, closed_at, nonce = row[5:17]
     return Run(
         RunKey(*row[:5]),
         event,
@@ -238,6 +248,7 @@ def read_run(row: Sequence[Any]) -> Run:
         seconds(closed_at),
         nonce,
         event_time,
+        *row[17:],
     )
 
 

@@ -2,8 +2,7 @@
 
 A group of commands costs two round trips, however large it is: one that locks and reads all that the commands need,
 and one that writes all that they change and commits. Each sends its statements as one message, and each statement has
-its rows as one JSON text. It is not a pipeline of the driver, whose last word switches off the server's limit for idle
-transactions: a frozen worker would keep its locks.
+its rows as one JSON text.
 
 The head of a key is the lock for all that is below it. Heads are locked in the order of their ids, after those that
 are not there yet were put there in the same order: two groups never wait for each other. Each statement sees what was
@@ -15,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import psycopg
 
@@ -27,14 +26,22 @@ from beam_agents.ledger.commands import (
     Command,
     FindClosed,
     FindOrphans,
+    FindRuns,
     Intend,
     Load,
     Open,
+    Prune,
     ReadHead,
+    ReadHorizon,
     Record,
     Renew,
+    Resolve,
+    Summarize,
 )
-from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
+from beam_agents.ledger.postgres_admin import PostgresAdmin
+from beam_agents.ledger.postgres_connection import Connection
+from beam_agents.ledger.postgres_message import Message
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey, UseSummary
 
 _Attempt: TypeAlias = tuple[RunKey, str, int]
 
@@ -64,7 +71,7 @@ class PostgresTransaction:
 
     def __init__(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         statements: rows.Statements,
         identity: str,
         clock: Callable[[], float] | None,
@@ -96,7 +103,7 @@ class PostgresTransaction:
             psycopg.Error: What the server says.
         """
         wanted = _wanted_by(commands)
-        message = _Message(self._connection)
+        message = Message(self._connection)
         message.add("BEGIN ISOLATION LEVEL READ COMMITTED")
         if wanted.opened:
             heads = sorted((rows.head_id(key), key) for key in wanted.opened)
@@ -118,7 +125,7 @@ class PostgresTransaction:
         Raises:
             psycopg.Error: What the server says.
         """
-        message = _Message(self._connection)
+        message = Message(self._connection)
         self._write(message)
         message.add("COMMIT")
         if message.send() != "COMMIT":
@@ -193,7 +200,7 @@ class PostgresTransaction:
 
     def open_runs(self, scope: str, agent: str, now: float, limit: int) -> Sequence[Run]:
         used_by = rows.use_id(scope, agent)
-        message = _Message(self._connection)
+        message = Message(self._connection)
         self._write(message)
         found = message.add(self._sql.open_runs, used_by=used_by, now=rows.microseconds(now), limit=limit)
         message.send()
@@ -201,22 +208,55 @@ class PostgresTransaction:
 
     def closed_runs(self, scope: str, agent: str, since: float, limit: int) -> Sequence[RunKey]:
         used_by = rows.use_id(scope, agent)
-        message = _Message(self._connection)
+        message = Message(self._connection)
         self._write(message)
         found = message.add(self._sql.closed_runs, used_by=used_by, since=rows.microseconds(since), limit=limit)
         message.send()
         return [RunKey(*row) for row in message.rows(found)]
 
+    def find_runs(self, query: FindRuns) -> Sequence[Run]:
+        self._send_changes()
+        return self._admin().find_runs(query)
+
+    def uses(self) -> Sequence[UseSummary]:
+        self._send_changes()
+        return self._admin().uses()
+
+    def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        self._begin_anew()
+        return self._admin().prune(scope, agent, closed_before, limit)
+
+    def forget(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        self._begin_anew()
+        return self._admin().forget(scope, agent, closed_before, limit)
+
+    def horizon(self, scope: str, agent: str) -> float | None:
+        return self._admin().horizon(scope, agent)
+
     # ---- statements ----
+
+    def _admin(self) -> PostgresAdmin:
+        return PostgresAdmin(self._connection, self._sql.schema)
+
+    def _send_changes(self) -> None:
+        message = Message(self._connection)
+        self._write(message)
+        message.send()
+
+    def _begin_anew(self) -> None:
+        """Writes what has changed, and knows nothing of heads and what is below them any more."""
+        self._send_changes()
+        for known in (self._heads, self._runs, self._effects, self._whole_journals):
+            known.clear()
 
     def _read(self, wanted: _Wanted) -> None:
         """Reads what was not foreseen."""
-        message = _Message(self._connection)
+        message = Message(self._connection)
         asked = self._ask(wanted, message)
         message.send()
         self._take(wanted, asked, message)
 
-    def _ask(self, wanted: _Wanted, message: _Message) -> _Asked:
+    def _ask(self, wanted: _Wanted, message: Message) -> _Asked:
         asked = _Asked()
         below = wanted.runs | wanted.journals | {run for run, _, _ in wanted.attempts}
         heads = wanted.heads | {run.head for run in below}
@@ -238,7 +278,7 @@ class PostgresTransaction:
             asked.effects = message.add(self._sql.read_effects, rows=rows.attempts_to_read(attempts))
         return asked
 
-    def _take(self, wanted: _Wanted, asked: _Asked, message: _Message) -> None:
+    def _take(self, wanted: _Wanted, asked: _Asked, message: Message) -> None:
         self._locked.update(HeadKey(*key) for _, *key in message.rows(asked.locked))
         for head_key in wanted.heads:
             self._heads.setdefault(head_key, None)
@@ -272,7 +312,7 @@ class PostgresTransaction:
             if self._effects[keys[run_id]].get((effect.path, effect.attempt)) is None:
                 self._effects[keys[run_id]][effect.path, effect.attempt] = effect
 
-    def _write(self, message: _Message) -> None:
+    def _write(self, message: Message) -> None:
         """Has what has changed written by a message."""
         heads = [head for key in self._changed_heads if (head := self._heads[key])]
         new_runs = [run for key in self._new_runs if (run := self._runs[key])]
@@ -315,36 +355,6 @@ class _Asked:
     effects: int | None = None
 
 
-class _Message:
-    """Statements that are sent at once; one round trip."""
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._cursor = psycopg.ClientCursor(connection)
-        self._statements: list[str] = []
-        self._answers: list[list[tuple[Any, ...]]] = []
-
-    def add(self, statement: str, **parameters: Any) -> int:
-        """The number of the statement."""
-        self._statements.append(self._cursor.mogrify(statement, parameters) if parameters else statement)
-        return len(self._statements) - 1
-
-    def send(self) -> str | None:
-        """What the server says of the last statement.
-
-        Raises:
-            psycopg.Error: What it says of one that it refuses; none after that one is carried out.
-        """
-        self._cursor.execute("; ".join(self._statements).encode())
-        while True:
-            self._answers.append(self._cursor.fetchall() if self._cursor.description else [])
-            if not self._cursor.nextset():
-                return self._cursor.statusmessage
-
-    def rows(self, number: int | None) -> list[tuple[Any, ...]]:
-        """The answer to a statement."""
-        return [] if number is None else self._answers[number]
-
-
 def _wanted_by(commands: Iterable[Command]) -> _Wanted:
     wanted = _Wanted()
     for command in commands:
@@ -357,7 +367,7 @@ def _wanted_by(commands: Iterable[Command]) -> _Wanted:
             case Close():
                 wanted.heads.add(command.run.head)
                 wanted.journals.add(command.run)
-            case Load():
+            case Load() | Resolve():
                 wanted.journals.add(command.run)
             case Intend():
                 for attempt in {command.effect.attempt, max(1, command.effect.attempt - 1)}:
@@ -366,7 +376,7 @@ def _wanted_by(commands: Iterable[Command]) -> _Wanted:
                 wanted.attempts.add((command.run, command.path, command.attempt))
             case ReadHead():
                 wanted.heads.add(command.head)
-            case Renew() | FindOrphans() | FindClosed():
+            case Renew() | FindOrphans() | FindClosed() | FindRuns() | Summarize() | Prune() | ReadHorizon():
                 pass
             case _:
                 wanted.runs.add(command.run)

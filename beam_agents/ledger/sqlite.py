@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger.base import Ledger, LedgerUnavailable
-from beam_agents.ledger.commands import Answer, Command
+from beam_agents.ledger.commands import Answer, Command, FindRuns, Summarize
 from beam_agents.ledger.rules import carry_out
-from beam_agents.ledger.sqlite_transaction import SCHEMA, SqliteTransaction, decode_text
+from beam_agents.ledger.sqlite_schema import prepare
+from beam_agents.ledger.sqlite_text import decode_text
+from beam_agents.ledger.sqlite_transaction import SqliteTransaction
 
-_SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x42414C67
 _BUSY_SECONDS = 2.0
 _CACHED_STATEMENTS = 256
 _OLDEST_SQLITE = (3, 35)
@@ -111,7 +110,9 @@ class SqliteLedger(Ledger):
                 f"{self!r}: the file was moved, deleted or replaced while it was in use; put it back and start again"
             )
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            # What looks at many runs must not keep the workers from writing meanwhile.
+            reading = commands and all(isinstance(command, FindRuns | Summarize) for command in commands)
+            connection.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
             transaction = SqliteTransaction(connection, self._clock)
             transaction.read_ahead(commands)
             answers = [carry_out(transaction, command) for command in commands]
@@ -130,40 +131,13 @@ class SqliteLedger(Ledger):
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=_CACHED_STATEMENTS
         )
         try:
-            self._identity = self._prepare(connection)
+            connection.text_factory = decode_text
+            self._identity = prepare(connection, repr(self))
             self._file = self._find_file()
         except BaseException:
             connection.close()
             raise
         self._connection = connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> str:
-        """Makes or checks the store; returns its identity."""
-        # Tables before the id: both appear at once, so a file that is being made is not taken for a stranger's.
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        if tables and application != _APPLICATION_ID:
-            raise LedgerError(f"{self!r} is the database of another program; give the ledger a file of its own")
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise LedgerError(f"{self!r}: its file system cannot be shared by processes; put the file on a local disk")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.text_factory = decode_text
-        connection.execute("BEGIN IMMEDIATE")
-        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            for statement in SCHEMA:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            rows = [("identity", uuid.uuid4().hex), ("schema_version", str(_SCHEMA_VERSION))]
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-        meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-        connection.execute("COMMIT")
-        if meta["schema_version"] != str(_SCHEMA_VERSION):
-            raise LedgerError(
-                f"{self!r} has schema version {meta['schema_version']}, this release reads {_SCHEMA_VERSION}; "
-                "use the release that wrote it, or give a new file"
-            )
-        return str(meta["identity"])
 
     def _find_file(self) -> tuple[int, int] | None:
         """What the path names now: device and inode."""

@@ -34,7 +34,10 @@ from beam_agents.ledger.commands import (
 )
 from beam_agents.ledger.records import Head
 from beam_agents.testing.ledger_race import race
+from beam_agents.testing.ledger_resolving import LedgerResolving
+from beam_agents.testing.ledger_retention import LedgerRetention
 from beam_agents.testing.ledger_rules import LedgerRules
+from beam_agents.testing.ledger_searches import LedgerSearches
 from beam_agents.testing.ledger_store import Store, attempt, opening, run_key
 
 ODD_TEXTS = (
@@ -62,7 +65,7 @@ ODD_TEXTS = (
 """Texts that must stay themselves, and apart from each other."""
 
 
-class LedgerConformance(LedgerRules):
+class LedgerConformance(LedgerRules, LedgerSearches, LedgerRetention, LedgerResolving):
     """Inherit from this in a test module, and say how to make the ledger:
 
         class TestMyLedger(LedgerConformance):
@@ -147,7 +150,7 @@ class LedgerConformance(LedgerRules):
         group: list[Command] = [
             Intend(run_key("a", '"a"'), 1, attempt()),
             opening(run_key("b", '"b"')),
-            Record(run_key("c", '"c"'), "0", 1, "ok", "1"),
+            Record(run_key("a", '"a"'), "without intent", 1, "ok", "1"),
         ]
         with pytest.raises(LookupError):
             store.ledger.apply(group)

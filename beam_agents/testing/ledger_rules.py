@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,14 +15,10 @@ from beam_agents.ledger.commands import (
     Conflict,
     Done,
     Fenced,
-    FindClosed,
-    FindOrphans,
-    FoundClosed,
     Intend,
     Load,
     Loaded,
     Opened,
-    Orphans,
     OtherOpen,
     Record,
     Recorded,
@@ -32,25 +27,12 @@ from beam_agents.ledger.commands import (
     StateAhead,
 )
 from beam_agents.ledger.records import Effect, Head, Run
-from beam_agents.testing.ledger_store import NOW, FakeClock, Store, attempt, opening, run_key
+from beam_agents.ledger.rules import STALL_SECONDS
+from beam_agents.testing.ledger_store import NOW, LedgerTests, Store, attempt, opening, run_key
 
 
-class LedgerRules(ABC):
+class LedgerRules(LedgerTests):
     """What each command has to do."""
-
-    @pytest.fixture
-    @abstractmethod
-    def make_ledger(self) -> Callable[..., Ledger]:
-        """A function of an optional `clock` that gives a ledger, not open. All calls in one test name one store."""
-
-    @pytest.fixture
-    def store(self, make_ledger: Callable[..., Ledger]) -> Iterator[Store]:
-        """The ledger, open."""
-        clock = FakeClock()
-        ledger = make_ledger(clock=clock)
-        ledger.open()
-        yield Store(ledger, clock)
-        ledger.close()
 
     # ---- open ----
 
@@ -255,14 +237,15 @@ class LedgerRules(ABC):
         assert store.load(run_key()).end == "end"
 
     def test_an_outcome_without_intent_is_an_error(self, store: Store) -> None:
-        with pytest.raises(LookupError):
-            store.do(Record(run_key(), "0", 1, "ok", "1"))
         store.do(opening(run_key()))
         store.do(Intend(run_key(), 1, attempt()))
         for path, number in (("0", 2), ("1", 1)):
             with pytest.raises(LookupError):
                 store.do(Record(run_key(), path, number, "ok", "1"))
         assert store.expect(Recorded, Record(run_key(), "0", 1, "ok", "1")).new
+
+    def test_an_outcome_without_a_run_is_refused(self, store: Store) -> None:
+        assert store.do(Record(run_key(), "0", 1, "ok", "1")) == Fenced(None)
 
     def test_a_journal_keeps_the_order_of_its_intents_and_every_field(self, store: Store) -> None:
         effects = [
@@ -304,6 +287,14 @@ class LedgerRules(ABC):
             again = store.expect(Closed, Close(run_key(), epoch, "second", "other"))
             assert again == first
         assert store.expect(Loaded, Load(run_key())).run == first.run
+
+    def test_a_close_says_why_there_is_no_answer(self, store: Store) -> None:
+        for number, (reason, doubtful) in enumerate([(None, False), ("deadline", False), ("in_doubt", True)]):
+            run = run_key(f"run-{number}")
+            store.do(opening(run))
+            closed = store.expect(Closed, Close(run, 1, "end", None, reason)).run
+            assert (closed.reason, closed.doubtful, closed.resolution) == (reason, doubtful, None)
+            assert store.load(run) == closed
 
     def test_a_close_needs_the_newest_epoch(self, store: Store) -> None:
         assert store.do(Close(run_key(), 1, "end", None)) == Fenced(None)
@@ -355,6 +346,36 @@ class LedgerRules(ABC):
         store.do(Record(run_key(), "0", 1, "ok", "1"))
         assert store.load(run_key()).stalls == 1
 
+    @pytest.mark.parametrize(("held", "stalls"), [(STALL_SECONDS - 1, 1), (STALL_SECONDS, 0)])
+    def test_a_worker_that_died_after_a_long_time_was_not_killed_by_the_run(
+        self, store: Store, held: float, stalls: int
+    ) -> None:
+        store.do(opening(run_key()))
+        store.clock.now += held
+        store.do(Renew("worker-1"))
+        store.clock.now += LEASE_SECONDS + 1
+        run = store.expect(Opened, opening(run_key(), "worker-2")).run
+        assert (run.stalls, run.held) == (stalls, held)
+
+    @pytest.mark.parametrize(
+        ("kinds", "stalls"), [(("sleep",), 0), (("sleep", "sleep"), 0), (("sleep", "tool"), 1), (("model",), 1)]
+    )
+    def test_a_worker_that_died_while_its_run_slept_was_not_killed_by_it(
+        self, store: Store, kinds: tuple[str, ...], stalls: int
+    ) -> None:
+        store.do(opening(run_key()))
+        for number, kind in enumerate(kinds):
+            store.do(Intend(run_key(), 1, replace(attempt(str(number)), kind=kind)))
+        store.clock.now += LEASE_SECONDS + 1
+        assert store.expect(Opened, opening(run_key(), "worker-2")).run.stalls == stalls
+
+    def test_a_worker_that_died_after_the_sleep_may_have_been_killed(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, replace(attempt(), kind="sleep")))
+        store.do(Record(run_key(), "0", 1, "ok", "null"))
+        store.clock.now += LEASE_SECONDS + 1
+        assert store.expect(Opened, opening(run_key(), "worker-2")).run.stalls == 1
+
     def test_the_time_that_workers_held_a_run_is_added_up(self, store: Store) -> None:
         store.do(opening(run_key()))
         store.clock.now += 3
@@ -379,68 +400,3 @@ class LedgerRules(ABC):
         for number in range(3):
             store.do(Renew(f"worker-1{number}"))
         assert store.expect(Opened, opening(run_key(), "worker-2")).run.held == 3
-
-    # ---- orphans ----
-
-    def test_orphans_are_the_open_runs_of_a_scope_without_a_worker(self, store: Store) -> None:
-        runs = [run_key(f"r{number}", f'"k{number}"', revision=number % 2) for number in range(5)]
-        for run in runs:
-            store.do(opening(run))
-            store.clock.now += 0.125
-        store.do(opening(run_key("other", scope="other")))
-        store.do(Close(runs[3], 1, "end", None))
-        assert store.do(FindOrphans("scope", "fraud")) == Orphans(())
-        store.do(Release(runs[4], 1))
-        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud")).runs] == [runs[4]]
-        store.clock.now += LEASE_SECONDS + 1
-        store.do(opening(runs[1], "worker-2"))
-        orphans = store.expect(Orphans, FindOrphans("scope", "fraud")).runs
-        assert [run.key for run in orphans] == [runs[0], runs[2], runs[4]]
-        assert orphans[0] == store.load(runs[0])
-        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud", limit=2)).runs] == runs[0:3:2]
-        assert store.do(FindOrphans("scope", "nobody")) == Orphans(())
-
-    def test_a_lease_that_ends_now_has_ended(self, store: Store) -> None:
-        store.do(opening(run_key()))
-        store.clock.now += LEASE_SECONDS - 0.000001
-        assert store.do(FindOrphans("scope", "fraud")) == Orphans(())
-        store.clock.now = NOW + LEASE_SECONDS
-        assert [run.key for run in store.expect(Orphans, FindOrphans("scope", "fraud")).runs] == [run_key()]
-
-    def test_driven_runs_do_not_use_up_the_limit_of_orphans(self, store: Store) -> None:
-        runs = [run_key(f"r{number}", f'"k{number}"') for number in range(12)]
-        for number, run in enumerate(runs):
-            store.do(opening(run, f"worker-{number % 4}"))
-            store.clock.now += 0.125
-        store.clock.now += LEASE_SECONDS + 1
-        for owner in ("worker-0", "worker-1", "worker-2"):
-            store.do(Renew(owner))
-        store.do(Release(runs[10], 1))
-        found = store.expect(Orphans, FindOrphans("scope", "fraud", limit=3)).runs
-        assert [run.key for run in found] == [runs[3], runs[7], runs[10]]
-        assert found[2] == store.load(runs[10])
-        assert len(store.expect(Orphans, FindOrphans("scope", "fraud")).runs) == 4
-
-    # ---- closed lately ----
-
-    def test_runs_closed_lately_are_found_newest_first(self, store: Store) -> None:
-        runs = [run_key(f"r{number}", f'"k{number}"', revision=number % 2) for number in range(4)]
-        for run in runs:
-            store.do(opening(run))
-        store.do(opening(run_key("open", '"k9"')))
-        for run in runs:
-            store.clock.now += 10
-            store.do(Close(run, 1, "end", None))
-        other = run_key("other", scope="other")
-        store.do(opening(other))
-        store.do(Close(other, 1, "end", None))
-        assert store.do(FindClosed("scope", "fraud", within=20)) == FoundClosed((runs[3], runs[2], runs[1]))
-        assert store.do(FindClosed("scope", "fraud", within=20, limit=2)) == FoundClosed((runs[3], runs[2]))
-        assert store.do(FindClosed("scope", "fraud", within=1e6)) == FoundClosed(tuple(reversed(runs)))
-        store.clock.now += 20.5
-        assert store.do(FindClosed("scope", "fraud", within=20)) == FoundClosed(())
-
-    def test_a_run_closed_in_the_same_group_is_found(self, store: Store) -> None:
-        store.do(opening(run_key()))
-        answers = store.ledger.apply([Close(run_key(), 1, "end", None), FindClosed("scope", "fraud", within=1)])
-        assert answers[1] == FoundClosed((run_key(),))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
+
+import pytest
 
 from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.commands import Answer, Close, Closed, Command, HeadIs, Load, Loaded, Open, Opened, ReadHead
@@ -67,7 +72,32 @@ class Store:
         """What a key has come to."""
         return self.expect(HeadIs, ReadHead(key)).head
 
-    def complete(self, run: RunKey, session: str | None = "session") -> Closed:
+    def complete(
+        self,
+        run: RunKey,
+        session: str | None = "session",
+        *,
+        event_time: int | None = None,
+        reason: str | None = None,
+    ) -> Closed:
         """Opens and closes a run."""
-        epoch = self.expect(Opened, opening(run)).run.epoch
-        return self.expect(Closed, Close(run, epoch, "end", session))
+        epoch = self.expect(Opened, replace(opening(run), event_time=event_time)).run.epoch
+        return self.expect(Closed, Close(run, epoch, "end", session, reason))
+
+
+class LedgerTests(ABC):
+    """What all parts of the conformance suite have."""
+
+    @pytest.fixture
+    @abstractmethod
+    def make_ledger(self) -> Callable[..., Ledger]:
+        """A function of an optional `clock` that gives a ledger, not open. All calls in one test name one store."""
+
+    @pytest.fixture
+    def store(self, make_ledger: Callable[..., Ledger]) -> Iterator[Store]:
+        """The ledger, open."""
+        clock = FakeClock()
+        ledger = make_ledger(clock=clock)
+        ledger.open()
+        yield Store(ledger, clock)
+        ledger.close()

@@ -32,7 +32,8 @@ from beam_agents.ledger.commands import (
     Renew,
 )
 from beam_agents.ledger.postgres import PostgresLedger
-from beam_agents.ledger.postgres_transaction import PostgresTransaction, _Message
+from beam_agents.ledger.postgres_message import Message
+from beam_agents.ledger.postgres_transaction import PostgresTransaction
 from beam_agents.testing.ledger_conformance import LedgerConformance
 from beam_agents.testing.ledger_race import race
 from beam_agents.testing.ledger_store import Store, attempt, opening, run_key
@@ -345,9 +346,9 @@ def test_an_effect_costs_the_same_whatever_came_before(server: PostgresServer, p
 
 def test_no_statement_reads_a_whole_table(place: Place, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[str] = []
-    add = _Message.add
+    add = Message.add
 
-    def explain(self: _Message, statement: str, **parameters: object) -> int:
+    def explain(self: Message, statement: str, **parameters: object) -> int:
         if parameters:
             with place.store() as other:
                 explained = psycopg.ClientCursor(connection_of(other)).execute(f"EXPLAIN {statement}", parameters)
@@ -356,7 +357,7 @@ def test_no_statement_reads_a_whole_table(place: Place, store: Store, monkeypatc
 
     store.complete(run_key("a"))
     store.do(opening(run_key("b")))
-    monkeypatch.setattr(_Message, "add", explain)
+    monkeypatch.setattr(Message, "add", explain)
     run = run_key("b")
     store.ledger.apply([opening(run), Intend(run, 2, attempt()), FindOrphans("scope", "fraud")])
     store.ledger.apply([Record(run, "0", 1, "ok", "1"), FindClosed("scope", "fraud", 10)])

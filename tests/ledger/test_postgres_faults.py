@@ -9,7 +9,7 @@ import pytest
 from postgres_server import Place, connection_of, running_server
 
 from beam_agents.errors import LedgerError
-from beam_agents.ledger import LedgerUnavailable
+from beam_agents.ledger import LedgerUnavailable, postgres_connection
 from beam_agents.ledger import postgres as postgres_module
 from beam_agents.ledger.commands import (
     Close,
@@ -108,7 +108,7 @@ def test_a_connection_that_the_server_ends(place: Place, store: Store) -> None:
 def test_a_server_that_says_nothing_is_not_waited_for_without_end(
     wired: Store, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(postgres_connection, "ANSWER_SECONDS", 0.2)
     wire.freeze()
     with pytest.raises(LedgerUnavailable, match="did not answer"):
         wired.do(FIRST)
@@ -314,7 +314,7 @@ def test_a_user_who_may_not_write(place: Place, store: Store, guest: str) -> Non
         PostgresLedger(_guest_url(place, guest)).open()
     place.sql(f"GRANT USAGE ON SCHEMA {{s}} TO {guest}")
     place.sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA {{s}} TO {guest}")
-    with pytest.raises(LedgerError, match="may not read and write effects, heads, leases, runs; GRANT"):
+    with pytest.raises(LedgerError, match="may not read and write effects, heads, horizons, leases, runs; GRANT"):
         PostgresLedger(_guest_url(place, guest)).open()
     place.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {{s}} TO {guest}")
     with place.store(_guest_url(place, guest)) as other:
