@@ -10,7 +10,17 @@ from typing import NoReturn
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger.base import Ledger, LedgerUnavailable
-from beam_agents.ledger.commands import Answer, Command, FindRuns, Summarize
+from beam_agents.ledger.commands import (
+    Answer,
+    Command,
+    FindClosed,
+    FindOrphans,
+    FindRuns,
+    Load,
+    ReadHead,
+    ReadHorizon,
+    Summarize,
+)
 from beam_agents.ledger.rules import carry_out
 from beam_agents.ledger.sqlite_schema import prepare
 from beam_agents.ledger.sqlite_text import decode_text
@@ -33,6 +43,9 @@ _PASSING = frozenset(
         sqlite3.SQLITE_PERM,
     )
 )
+
+
+_READING = (FindClosed, FindOrphans, FindRuns, Load, ReadHead, ReadHorizon, Summarize)
 
 
 class SqliteLedger(Ledger):
@@ -111,7 +124,7 @@ class SqliteLedger(Ledger):
             )
         try:
             # What looks at many runs must not keep the workers from writing meanwhile.
-            reading = commands and all(isinstance(command, FindRuns | Summarize) for command in commands)
+            reading = commands and all(isinstance(command, _READING) for command in commands)
             connection.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
             transaction = SqliteTransaction(connection, self._clock)
             transaction.read_ahead(commands)
