@@ -34,6 +34,7 @@ test-flink: $(MADE)/test $(MADE)/flink
 	$(RUN) -m pytest --durations=15 tests/flink --long $(ARGS)
 
 bench-crash: $(MADE)/test
+	$(RUN) -m benchmarks.crash.rivals install
 	$(RUN) -m benchmarks.crash --out $(OUT) $(ARGS)
 
 lint: $(MADE)/dev

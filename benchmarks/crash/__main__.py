@@ -3,7 +3,7 @@
     python -m benchmarks.crash --out FOLDER [--scenarios N] [--systems ours,no-ledger] [--jobs N]
 
 The scenarios are those of the Berkeley Function Calling Leaderboard, multi-turn (pip install --no-deps bfcl-eval
-mpmath). For each system, scenario and fault point the process that has the agent's loop dies at each of its boundaries
+mpmath), the rivals those of `python -m benchmarks.crash.rivals install`. For each system, scenario and fault point the process that has the agent's loop dies at each of its boundaries
 once; the simulators of the tools live in a process that survives. In the end their state is compared with the one that
 the ground truth leaves. It prints a table and writes `crash.json`.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from beam_agents.testing import FAULT_POINTS
 from benchmarks.crash.client import Server, running_server
 from benchmarks.crash.passes import Pass
-from benchmarks.crash.systems import MOST_SCENARIOS, SYSTEMS
+from benchmarks.crash.systems import MOST_SCENARIOS, SYSTEMS, installed
 from benchmarks.crash.tables import Row, as_json, as_text, summed
 
 UNDISTURBED = "none"
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for crash.json")
     parser.add_argument("--scenarios", type=int, default=200, help="how many, spread; 200 by default, which are all")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {', '.join(SYSTEMS)}; all by default")
+    parser.add_argument(
+        "--systems", default=",".join(installed()), help=f"of {', '.join(SYSTEMS)}; by default all that are installed"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="scenarios at once")
     given = parser.parse_args(arguments)
     systems = given.systems.split(",")
