@@ -8,10 +8,13 @@ that was read, and reads and listings see what was written.
 
     ledger.json               identity and schema version
     log/H/00000001 ...        the log of a key: each entry is one transaction, written once, never changed
-    runs/H/R                  a closed run with its journal; R is a digest of its id
-    heads/H                   checkpoint: what the key had come to at some entry that closed a run
+    runs/H/R                  a closed run with its journal, or its tombstone; R is a digest of its id
+    heads/H                   checkpoint: what the key had come to at some entry with no open run; it only moves on
     open/SCOPE/AGENT/...      marker of an open run, its name says since when and who has it
-    closed/SCOPE/AGENT/...    marker of a closed run, its name says when
+    closed/SCOPE/AGENT/...    marker of a closed run, its name says when it was opened and closed, and how it ended
+    tombstones/SCOPE/AGENT/.. marker of a tombstone, its name says when the run was closed
+    horizons/SCOPE/AGENT      how far a use was pruned; it only rises
+    sweeps/SCOPE/AGENT/...    note that a log has entries which may be deleted later
     leases/OWNER              a worker's lease
 
 **Transactions.** A worker knows the first n entries of a key's log and the state that they add up to. The rules run on
@@ -36,16 +39,26 @@ deleting the markers of what is over (a search sees that they are, and deletes t
 **Closed runs.** The entry of a close holds the end. The run's object is written after it, with the journal as the log
 has it then, if it is not there; so whoever writes it writes the same. The next run's opening comes after that object.
 Hence, a run id that is neither the log's newest run nor has an object, looked for after entry n was read, was never
-opened before entry n+1. An outcome that comes after the close goes into that object, over the generation that was
-read, so the first one stands whoever reports it.
+opened before entry n+1, unless it was forgotten. An outcome that comes after the close goes into that object, over the
+generation that was read, so the first one stands whoever reports it; so does what a person found out about a call.
 
 **Searches.** The marker of an open run is written before the entry that opens it or hands it on, and deleted after the
-entry that takes it away again; that of a closed run is written before its close. So a search misses nothing, and what
-it finds too much it sees in the logs.
+entry that takes it away again; that of a closed run is written before its close, and deleted after its tombstone has a
+marker. So a search misses nothing, and what it finds too much it sees in the logs and in the objects of closed runs.
+
+**Pruning** raises the horizon, marks the tombstone, writes it over the object of the run (in the generation that was
+read), moves the key's checkpoint on if no run is open, deletes the entries before it, and last the marker of the closed
+run: whoever dies before is followed by the next prune, which finds that marker. Entries go only when the checkpoint has
+been there for an hour, so that no worker that is behind takes a deleted entry for one that was never written
+(`gcs_sweep.py`); those of a key whose checkpoint is younger are noted, and go with a later prune. So the log of a key
+has at most what came since its last prunes, and a reader starts from the checkpoint. Forgetting writes an entry first,
+by which the head knows how far it went, and then deletes the tombstone.
 
 **Time** is the server's, from the `Date` of its answers (`gcs_clock.py`): workers need no clocks that agree.
 
-Only markers are ever deleted, and each has a name that never comes again. So nothing needs deletions on a condition.
+**Deletions.** Markers, notes and entries have names that never come again, or that nobody reads if they do. The object
+of a run might: if an event comes again that is younger than all that was forgotten. So it is deleted in the generation
+of its tombstone only.
 """
 
 from __future__ import annotations
@@ -61,19 +74,32 @@ from functools import partial
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger.base import Ledger
-from beam_agents.ledger.commands import Answer, Command, FindClosed, FindOrphans, ReadHead, Renew
+from beam_agents.ledger.commands import (
+    Answer,
+    Command,
+    FindClosed,
+    FindOrphans,
+    FindRuns,
+    Prune,
+    ReadHead,
+    ReadHorizon,
+    Renew,
+    Summarize,
+)
 from beam_agents.ledger.gcs_heads import GcsHeads
 from beam_agents.ledger.gcs_log import encode
 from beam_agents.ledger.gcs_names import IDENTITY
 from beam_agents.ledger.gcs_store import GcsStore, Traffic
 from beam_agents.ledger.records import HeadKey
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _FORMAT = "beam-agents ledger"
 _EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 _URL = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(/(?P<prefix>[^?#\s]*))?")
 _LONGEST_PREFIX = 120
 _IDENTITY_SECONDS = 2.0
+_ELSEWHERE = (FindOrphans, FindClosed, FindRuns, Summarize, Prune, ReadHorizon)
+"""What is not about one key; the commands before it are carried out first."""
 
 
 class GcsLedger(Ledger):
@@ -185,7 +211,7 @@ class GcsLedger(Ledger):
         answers: list[Answer] = []
         begun = 0
         for number, command in enumerate(commands):
-            if isinstance(command, FindOrphans | FindClosed):
+            if isinstance(command, _ELSEWHERE):
                 answers += self._apply_side_by_side(self._heads, self._store, commands[begun:number])
                 answers += self._heads.carry_out_elsewhere([command])
                 begun = number + 1
@@ -245,7 +271,7 @@ def _part_of(command: Command) -> Hashable:
         return command.owner
     if isinstance(command, ReadHead):
         return command.head
-    assert not isinstance(command, FindOrphans | FindClosed)
+    assert not isinstance(command, _ELSEWHERE)
     return command.run.head
 
 

@@ -25,6 +25,8 @@ class Entry(NamedTuple):
     effects: Sequence[Effect]
     outcomes: Sequence[Effect]
     """Attempts that are there already, with their outcomes."""
+    drops_run: bool = False
+    """Whether the run that was closed last is forgotten."""
 
     def encode(self) -> bytes:
         """As it is stored."""
@@ -42,6 +44,8 @@ class Entry(NamedTuple):
                 (effect.path, effect.attempt, effect.status, effect.value, effect.outcome_at)
                 for effect in self.outcomes
             ]
+        if self.drops_run:
+            form["drops_run"] = True
         return encode(form)
 
 
@@ -65,6 +69,10 @@ class HeadState:
     """What `size` was when it was put away."""
     checkpoint_at: float = float("-inf")
     """When this process last wrote its checkpoint, by `time.monotonic`."""
+    checkpoint_generation: int = 0
+    """Of the newest checkpoint that is known; 0 when there was none."""
+    fresh_at: float = float("-inf")
+    """A time of the server's at which no checkpoint was ahead of this."""
 
     def __post_init__(self) -> None:
         self.folder = head_folder(self.key)
@@ -87,25 +95,37 @@ class HeadState:
         for path, attempt, status, value, outcome_at in form.get("outcomes", ()):
             asked = self.journal[path, attempt]
             self.journal[path, attempt] = replace(asked, status=status, value=value, outcome_at=outcome_at)
+        if "drops_run" in form:
+            self._drop_run()
         return str(form["token"])
 
     def forget_closed_run(self) -> None:
         """Lets go of the last run once it is kept elsewhere."""
         if self.run is not None and self.run.end is not None and self.run.key.run_id == self.kept_run:
-            self.run = None
-            self.journal = {}
-            self.size = len(self.head.session or "") if self.head else 0
+            self._drop_run()
 
     def checkpoint(self) -> bytes:
         """This state without its run, which has to be closed and kept elsewhere."""
         assert self.head is not None
         return encode({"number": self.number, "head": changes(Head(self.key), self.head)})
 
-    @classmethod
-    def of_checkpoint(cls, key: HeadKey, data: bytes) -> HeadState:
-        """The state that a checkpoint holds."""
-        form = json.loads(data)
-        return cls(key, form["number"], Head(key, **form["head"]), size=len(data))
+    def restore(self, checkpoint: bytes | None, generation: int) -> None:
+        """Starts again from a checkpoint; without one, from the beginning of the log.
+
+        Args:
+            checkpoint: As it was read.
+            generation: The object's.
+        """
+        form: dict[str, Any] = json.loads(checkpoint) if checkpoint else {"number": 0}
+        self.number = form["number"]
+        self.head = Head(self.key, **form["head"]) if "head" in form else None
+        self._drop_run()
+        self.checkpoint_generation = generation
+
+    def _drop_run(self) -> None:
+        self.run = None
+        self.journal = {}
+        self.size = len(self.head.session or "") if self.head else 0
 
 
 class ClosedRun(NamedTuple):

@@ -44,25 +44,49 @@ def lease_name(owner: str) -> str:
     return f"leases/{_part(owner)}"
 
 
-def open_folder(scope: str, agent: str) -> str:
-    """Where the open runs of an agent are marked."""
-    return f"open/{_part(scope)}/{_part(agent)}/"
+def horizon_name(scope: str, agent: str) -> str:
+    """How far a use of an agent was pruned."""
+    return f"horizons/{_part(scope)}/{_part(agent)}"
 
 
-def closed_folder(scope: str, agent: str) -> str:
-    """Where the closed runs of an agent are marked."""
-    return f"closed/{_part(scope)}/{_part(agent)}/"
+def log_folder(folder: str) -> str:
+    """Where the entries of a key's log are."""
+    return f"log/{folder}/"
+
+
+def entries_to(number: int) -> str:
+    """Where in a key's log the entries up to this one end."""
+    return f"{number + 1:08d}"
+
+
+# ---- markers ----
+
+
+def marker_folder(kind: str, scope: str | None = None, agent: str | None = None) -> str:
+    """Where the markers of a kind are: `open`, `closed` or `tombstones`; without a scope, those of all scopes."""
+    parts = [_part(text) for text in ((scope, agent) if scope is not None else ()) if text is not None]
+    return "/".join([kind, *parts, ""])
 
 
 def open_marker(run: Run) -> str:
     """Marks an open run, once for each worker that has it; the oldest runs come first."""
-    folder = open_folder(run.key.scope, run.key.agent)
-    return f"{folder}{_microseconds(run.opened_at):016d}/{_run_parts(run.key)}/{run.epoch}/{_part(run.owner)}"
+    return f"{_marker('open', run.key, oldest_first(run.opened_at))}/{run.epoch}/{_part(run.owner)}"
 
 
 def closed_marker(run: Run, closed_at: float) -> str:
     """Marks a closed run; the newest come first."""
-    return f"{closed_folder(run.key.scope, run.key.agent)}{newest_first(closed_at)}/{_run_parts(run.key)}"
+    came_to = "doubtful" if run.doubtful else "failed" if run.reason is not None else "ended"
+    return f"{_marker('closed', run.key, newest_first(closed_at))}/{oldest_first(run.opened_at)}/{came_to}"
+
+
+def tombstone_marker(run: Run, closed_at: float) -> str:
+    """Marks the tombstone of a run; those closed first come first."""
+    return _marker("tombstones", run.key, oldest_first(closed_at))
+
+
+def oldest_first(moment: float) -> str:
+    """A time as text that is less the earlier it is."""
+    return f"{_microseconds(moment):016d}"
 
 
 def newest_first(moment: float) -> str:
@@ -76,27 +100,53 @@ class Marker(NamedTuple):
     name: str
     run: RunKey | None
     """`None` when a part was too long for a name; the object has it then."""
-    opened_at: float
-    """Seconds since 1970; 0 for a closed run's."""
-    epoch: int
-    owner: str | None
-    """`None` when it was too long for a name; empty when the run was let go."""
+    opened_at: float = 0.0
+    """Seconds since 1970; 0 for a tombstone's."""
+    closed_at: float = 0.0
+    """Seconds since 1970; 0 for an open run's."""
+    epoch: int = 0
+    """Of an open run."""
+    owner: str | None = ""
+    """Of an open run; `None` when it was too long for a name, empty when the run was let go."""
+    came_to: str = ""
+    """Of a closed run: `ended`, `failed` or `doubtful`, as it was at its close."""
 
 
-def read_marker(name: str, scope: str, agent: str) -> Marker:
-    """What the name of an open run's or a closed run's marker says."""
-    kind, _, _, time, revision, key, run_id, *driver = name.split("/")
-    key_text, run_text = _text(key), _text(run_id)
+def read_marker(name: str) -> Marker:
+    """What the name of a marker says."""
+    kind, scope, agent, time, revision, key, run_id, *rest = name.split("/")
+    texts = [_text(part) for part in (scope, agent, key, run_id)]
     run = None
-    if key_text is not None and run_text is not None:
-        run = RunKey(scope, agent, int(revision), key_text, run_text)
+    if None not in texts:
+        known = [text or "" for text in texts]
+        run = RunKey(known[0], known[1], int(revision), known[2], known[3])
+    if kind == "tombstones":
+        return Marker(name, run, closed_at=int(time) / 1_000_000)
     if kind == "closed":
-        return Marker(name, run, 0.0, 0, "")
-    return Marker(name, run, int(time) / 1_000_000, int(driver[0]), _text(driver[1]))
+        closed_at = (_LAST_MICROSECOND - int(time)) / 1_000_000
+        return Marker(name, run, int(rest[0]) / 1_000_000, closed_at, came_to=rest[1])
+    return Marker(name, run, int(time) / 1_000_000, epoch=int(rest[0]), owner=_text(rest[1]))
 
 
-def _run_parts(key: RunKey) -> str:
-    return f"{key.revision}/{_part(key.key)}/{_part(key.run_id)}"
+def sweep_folder(scope: str, agent: str) -> str:
+    """Where it is noted which logs are to be swept."""
+    return f"sweeps/{_part(scope)}/{_part(agent)}/"
+
+
+def sweep_name(key: HeadKey, moment: float, number: int) -> str:
+    """Notes that a key's log had a checkpoint at this entry at that time; the oldest come first."""
+    return f"{sweep_folder(key.scope, key.agent)}{oldest_first(moment)}/{head_folder(key)}/{number}"
+
+
+def read_sweep(name: str) -> tuple[str, int]:
+    """The log that is to be swept and the last entry that may go."""
+    *_, folder, number = name.split("/")
+    return folder, int(number)
+
+
+def _marker(kind: str, key: RunKey, time: str) -> str:
+    parts = f"{key.revision}/{_part(key.key)}/{_part(key.run_id)}"
+    return f"{marker_folder(kind, key.scope, key.agent)}{time}/{parts}"
 
 
 def _part(text: str) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -103,22 +104,35 @@ class GcsStore:
             return None
         return Stored(response.content, int(response.headers["X-Goog-Generation"]))
 
-    def put(self, name: str, data: bytes, generation: int | None = None) -> bool:
+    def now(self) -> float:
+        """The server's time, seconds since 1970."""
+        return self.clock.at(time.monotonic())
+
+    def updated(self, name: str) -> float | None:
+        """When an object was written, seconds since 1970 by the server's time; `None` when there is none."""
+        response = self._ask("reads", "GET", self._object(name), {"fields": "updated"}, allowed=(404,))
+        if response.status_code == 404:
+            return None
+        return datetime.fromisoformat(response.json()["updated"]).timestamp()
+
+    def put(self, name: str, data: bytes, generation: int | None = None) -> int:
         """Writes an object, whatever is there; or only if it is there in this generation, 0 if it must not be there.
 
         When an answer was lost, it may be refused because of its own first try.
 
         Returns:
-            Whether the condition was met.
+            Its new generation, 0 if the condition was not met.
         """
         parameters = {"uploadType": "media", "name": self._prefix + name, "fields": "generation"}
         if generation is not None:
             parameters["ifGenerationMatch"] = str(generation)
-        return self._ask("writes", "POST", self._uploads, parameters, data, allowed=(412,)).status_code != 412
+        response = self._ask("writes", "POST", self._uploads, parameters, data, allowed=(412,))
+        return 0 if response.status_code == 412 else int(response.json()["generation"])
 
-    def delete(self, name: str) -> None:
-        """Deletes an object, if it is there."""
-        self._ask("deletes", "DELETE", self._object(name), {}, allowed=(404,))
+    def delete(self, name: str, generation: int | None = None) -> None:
+        """Deletes an object if it is there; or only if it is there in this generation."""
+        parameters = {} if generation is None else {"ifGenerationMatch": str(generation)}
+        self._ask("deletes", "DELETE", self._object(name), parameters, allowed=(404, 412))
 
     def names(self, folder: str, start: str = "", end: str | None = None) -> Iterator[str]:
         """The names that begin with `folder`, in order.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from beam_agents.ledger.commands import FindRuns
+from beam_agents.ledger.gcs_horizons import GcsHorizons
 from beam_agents.ledger.gcs_leases import GcsLeases
 from beam_agents.ledger.gcs_log import ClosedRun, Entry, HeadState, changes
 from beam_agents.ledger.gcs_names import closed_marker, open_marker, run_name
+from beam_agents.ledger.gcs_retention import GcsRetention
 from beam_agents.ledger.gcs_search import GcsSearch
 from beam_agents.ledger.gcs_store import GcsStore
-from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey, UseSummary
 
 
 @dataclass
@@ -23,21 +26,29 @@ class _Kept:
     changed: bool = False
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all transactions of a ledger have in common."""
+
+    store: GcsStore
+    clock: Callable[[], float]
+    leases: GcsLeases
+    horizons: GcsHorizons
+    search: GcsSearch
+    retention: GcsRetention
+
+
 class GcsTransaction:
-    """The store as one transaction sees it, and what it wants to change. Nothing but leases is written by this.
+    """The store as one transaction sees it, and what it wants to change in the records of its key.
 
     Args:
         state: What the key has come to. It is not changed by this, but may be by others once this is carried out.
+        shared: What is not the key's.
     """
 
-    def __init__(
-        self, state: HeadState, store: GcsStore, leases: GcsLeases, search: GcsSearch, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, state: HeadState, shared: Shared) -> None:
         self._state = state
-        self._store = store
-        self._shared_leases = leases
-        self._search = search
-        self._clock = clock
+        self._shared = shared
         self._head = state.head
         self._before = state.run
         self._run = state.run
@@ -45,6 +56,7 @@ class GcsTransaction:
         self._added: dict[tuple[str, int], Effect] = {}
         self._outcomes: dict[tuple[str, int], Effect] = {}
         self._kept: dict[RunKey, _Kept | None] = {}
+        self._drops_run = False
         self.leases: dict[str, Lease] = {}
         """To be written before the changes of the key."""
 
@@ -88,11 +100,11 @@ class GcsTransaction:
         run: dict[str, Any] = {}
         if self._run is not None and self._before is not None and not self._is_new:
             run = changes(self._before, self._run)
-        if not (head or run or self._is_new or self._added or self._outcomes):
+        if not (head or run or self._is_new or self._added or self._outcomes or self._drops_run):
             return None
         added = [self._outcomes.get(place, effect) for place, effect in self._added.items()]
         outcomes = [effect for place, effect in self._outcomes.items() if place not in self._added]
-        return Entry(token, head, self._run if self._is_new else None, run, added, outcomes)
+        return Entry(token, head, self._run if self._is_new else None, run, added, outcomes, self._drops_run)
 
     def changed_closed_runs(self) -> Iterator[tuple[str, int, bytes]]:
         """Closed runs to write: the name, the generation that may be replaced, the content."""
@@ -100,10 +112,35 @@ class GcsTransaction:
             if kept is not None and kept.changed:
                 yield run_name(self._state.folder, key.run_id), kept.generation, kept.closed.encode()
 
+    # ---- what is dropped ----
+
+    def make_tombstone(self, key: RunKey) -> bool:
+        """Drops all of an ended run but its tombstone, unless a person has to see it; whether it did."""
+        kept = None if self._is_current(key) else self._closed_run(key)
+        if kept is None or kept.closed.run.tombstone or kept.closed.run.doubtful:
+            return False
+        kept.closed = ClosedRun(replace(kept.closed.run, event="", end="", resolution=None), ())
+        kept.changed = True
+        return True
+
+    def drop_tombstone(self, key: RunKey, forgotten_to: int) -> tuple[str, int] | None:
+        """Notes in the head that a tombstone is dropped.
+
+        Returns:
+            The object to delete once that is noted, and its generation; `None` if there is no such tombstone.
+        """
+        kept = None if self._is_current(key) else self._closed_run(key)
+        if kept is None or not kept.closed.run.tombstone or self._head is None:
+            return None
+        if self._head.forgotten_to is None or self._head.forgotten_to < forgotten_to:
+            self._head = replace(self._head, forgotten_to=forgotten_to)
+        self._drops_run = self._drops_run or (self._before is not None and self._before.key == key)
+        return run_name(self._state.folder, key.run_id), kept.generation
+
     # ---- Transaction ----
 
     def now(self) -> float:
-        return round(self._clock(), 6)
+        return round(self._shared.clock(), 6)
 
     def head(self, key: HeadKey) -> Head | None:
         return self._head
@@ -157,16 +194,31 @@ class GcsTransaction:
         kept.closed, kept.changed = kept.closed._replace(effects=effects), True
 
     def lease(self, owner: str) -> Lease | None:
-        return self.leases.get(owner) or self._shared_leases.read(owner)
+        return self.leases.get(owner) or self._shared.leases.read(owner)
 
     def put_lease(self, lease: Lease) -> None:
         self.leases[lease.owner] = lease
 
     def open_runs(self, scope: str, agent: str, now: float, limit: int) -> Sequence[Run]:
-        return self._search.open_runs(scope, agent, now, limit)
+        return self._shared.search.open_runs(scope, agent, now, limit)
 
     def closed_runs(self, scope: str, agent: str, since: float, limit: int) -> Sequence[RunKey]:
-        return self._search.closed_runs(scope, agent, since, limit)
+        return self._shared.search.closed_runs(scope, agent, since, limit)
+
+    def find_runs(self, query: FindRuns) -> Sequence[Run]:
+        return self._shared.search.find_runs(query)
+
+    def uses(self) -> Sequence[UseSummary]:
+        return self._shared.search.uses()
+
+    def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        return self._shared.retention.prune(scope, agent, closed_before, limit)
+
+    def forget(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
+        return self._shared.retention.forget(scope, agent, closed_before, limit)
+
+    def horizon(self, scope: str, agent: str) -> float | None:
+        return self._shared.horizons.read(scope, agent)
 
     # ---- records ----
 
@@ -188,13 +240,10 @@ class GcsTransaction:
     def _read_closed_run(self, key: RunKey) -> _Kept | None:
         if self._state.number == 0:
             return None
+        stored = self._shared.store.get(run_name(self._state.folder, key.run_id))
+        if stored is not None:
+            return _Kept(stored.generation, ClosedRun.decode(stored.data))
         last = self._before
-        name = run_name(self._state.folder, key.run_id)
-        stored = self._store.get(name)
-        if stored is None and last is not None and last.key == key:
-            closed = ClosedRun(last, tuple(self._state.journal.values()))
-            self._store.put(name, closed.encode(), 0)
-            stored = self._store.get(name)
-        if stored is None:
+        if last is None or last.key != key or last.end is None:
             return None
-        return _Kept(stored.generation, ClosedRun.decode(stored.data))
+        return _Kept(0, ClosedRun(last, tuple(self._state.journal.values())))

@@ -3,9 +3,10 @@
     python -m benchmarks.crash --out FOLDER [--scenarios N] [--systems ours,no-ledger] [--jobs N]
 
 The scenarios are those of the Berkeley Function Calling Leaderboard, multi-turn (pip install --no-deps bfcl-eval
-mpmath), the rivals those of `python -m benchmarks.crash.rivals install`. For each system, scenario and fault point the process that has the agent's loop dies at each of its boundaries
-once; the simulators of the tools live in a process that survives. In the end their state is compared with the one that
-the ground truth leaves. It prints a table and writes `crash.json`.
+mpmath), the rivals those of `python -m benchmarks.crash.rivals install`. For each system, scenario and fault point the
+process that has the agent's loop dies at each of its boundaries once; the simulators of the tools live in a process that
+survives. In the end their state is compared with the one that the ground truth leaves. It prints a table and writes
+`crash.json`.
 """
 
 from __future__ import annotations

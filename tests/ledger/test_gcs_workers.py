@@ -23,20 +23,26 @@ from beam_agents.ledger.commands import (
     Fenced,
     FindClosed,
     FindOrphans,
+    FindRuns,
     HeadIs,
     Intend,
     Load,
     Open,
     Opened,
     OtherOpen,
+    Prune,
     ReadHead,
+    ReadHorizon,
     Record,
     Recorded,
     Release,
     Renew,
+    Resolve,
+    Summarize,
 )
+from beam_agents.ledger.gcs import GcsLedger
 from beam_agents.ledger.memory import MemoryLedger
-from beam_agents.ledger.records import Head, RunKey
+from beam_agents.ledger.records import Head, Resolution, RunKey
 from beam_agents.testing.ledger_store import FakeClock, Store, attempt, opening, run_key
 from runners.fake_gcs import FakeGcs
 
@@ -110,7 +116,7 @@ def test_a_long_run_is_taken_over_whole(server: FakeGcs, store: Store, url: str)
 
 @needs_server
 def test_states_that_were_forgotten_are_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beam_agents.ledger.gcs_heads._REMEMBERED_HEADS", 2)
+    monkeypatch.setattr("beam_agents.ledger.gcs_states._REMEMBERED_HEADS", 2)
     runs = [run_key("run", f'"k{number}"') for number in range(5)]
     for run in runs:
         store.do(opening(run))
@@ -129,10 +135,12 @@ def random_command(choice: random.Random, runs: Sequence[RunKey], scope_wide: bo
     commands: list[Command] = [
         Open(run, "event", choice.choice(["digest"] * 9 + ["other"]), owner, nonce=choice.choice(["", "n"])),
         Open(run, "event", "digest", owner, session_version=choice.randint(0, 3), session=choice.choice([None, "s"])),
+        Open(run, "event", "digest", owner, event_time=choice.randint(1, 9)),
         Intend(run, epoch, attempt(path)),
         Intend(run, 1, attempt(path)),
         Record(run, path, 1, "ok", str(choice.random())),
         Close(run, epoch, f"end {choice.random()}", f"session {choice.random()}"),
+        Close(run, 1, "failure", None, choice.choice(["deadline", "in_doubt"])) if scope_wide else Load(run),
         Release(run, epoch),
         Renew(owner),
         Load(run),
@@ -140,6 +148,9 @@ def random_command(choice: random.Random, runs: Sequence[RunKey], scope_wide: bo
     ]
     if scope_wide:
         commands += [FindOrphans("scope", "fraud", 3), FindClosed("scope", "fraud", 9.0)]
+        commands += [Prune("scope", "fraud", choice.choice([5.0, 20.0]), choice.choice([10.0, 60.0]), limit=3)] * 2
+        commands += [FindRuns(which=choice.choice(["all", "open", "doubtful", "failed"])), Summarize()]
+        commands += [ReadHorizon("scope", "fraud"), Resolve(run, Resolution(path, 1, "ok", "1", "operator"))]
     return choice.choice(commands)
 
 
@@ -152,9 +163,20 @@ def answers_of(ledger: Ledger, commands: Sequence[Command]) -> list[Answer] | st
     return [replace(answer, until=0.0) if isinstance(answer, OtherOpen) else answer for answer in answers]
 
 
+def let_time_go_by(worker: GcsLedger) -> None:
+    """So much that everything is tidied, and that nothing of what it remembers is fresh."""
+    assert worker._heads is not None
+    worker._heads.settle()
+    for state in worker._heads._states._remembered.values():
+        state.fresh_at = float("-inf")
+
+
 @needs_server
 @pytest.mark.parametrize("seed", range(12))
-def test_workers_that_take_turns_answer_like_the_ledger_in_memory(server: FakeGcs, url: str, seed: int) -> None:
+def test_workers_that_take_turns_answer_like_the_ledger_in_memory(
+    server: FakeGcs, url: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_agents.ledger.gcs_sweep.KEPT_SECONDS", -10.0)
     choice, clock = random.Random(seed), FakeClock()
     model = MemoryLedger(clock=clock)
     runs = [run_key(run_id, key) for key in ('"k"', '"l"') for run_id in "abc"]
@@ -171,6 +193,8 @@ def test_workers_that_take_turns_answer_like_the_ledger_in_memory(server: FakeGc
                 # No outcomes, which may fail: memory takes nothing back.
                 more = (random_command(choice, of_key, scope_wide=False) for _ in range(choice.choice([0, 0, 1, 4])))
                 commands += [command for command in more if not isinstance(command, Record)]
+            for worker in (one, two):
+                let_time_go_by(worker)
             ledger = choice.choice([one, two])
             assert answers_of(ledger, commands) == answers_of(model, commands), (turn, commands)
 
