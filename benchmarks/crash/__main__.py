@@ -4,7 +4,7 @@
 
 The scenarios are those of the Berkeley Function Calling Leaderboard, multi-turn (pip install --no-deps bfcl-eval
 mpmath), the rivals those of `python -m benchmarks.crash.rivals install`. For each system, scenario and fault point the
-process that has the agent's loop dies at each of its boundaries once; the simulators of the tools live in a process that
+process that has the agent's loop dies at each of its boundaries once; the simulators of the tools live in one that
 survives. In the end their state is compared with the one that the ground truth leaves. It prints a table and writes
 `crash.json`.
 """
