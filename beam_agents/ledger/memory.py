@@ -143,7 +143,7 @@ class MemoryLedger(Ledger):
         old = self._closed_before(scope, agent, closed_before, tombstones=True)[:limit]
         for run in old:
             head = self._heads[run.key.head]
-            newest = max(BEGINNING if run.event_time is None else run.event_time, head.forgotten_to or BEGINNING)
+            newest = max(_time(run.event_time), _time(head.forgotten_to))
             self._heads[run.key.head] = replace(head, forgotten_to=newest)
             del self._runs[run.key]
         return len(old)
@@ -162,6 +162,10 @@ class MemoryLedger(Ledger):
             and not run.doubtful
         ]
         return sorted(found, key=lambda run: run.closed_at or 0.0)
+
+
+def _time(micros: int | None) -> int:
+    return BEGINNING if micros is None else micros
 
 
 def _is_asked_for(query: FindRuns, run: Run) -> bool:
