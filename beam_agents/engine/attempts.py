@@ -131,13 +131,19 @@ class Attempts:
         if self.failure is not None:
             raise self.failure
 
-    async def drain(self) -> None:
-        """Starts nothing more, and waits until what is under way is recorded."""
+    async def drain(self, seconds: float | None = None) -> None:
+        """Starts nothing more, and waits until what is under way is recorded.
+
+        Args:
+            seconds: How long; then only `once` calls are waited for, as at the run's end.
+        """
         self.stopping = True
         for path in self._sleeping & self._jobs.keys():  # its due time is recorded; the next worker goes on with it
             self._jobs.pop(path).cancel()
-        while self._jobs:
-            await asyncio.wait(list(self._jobs.values()))
+        if self._jobs:
+            await asyncio.wait(list(self._jobs.values()), timeout=seconds)
+        if seconds is not None:
+            await self.finish()
 
     def cancel(self) -> None:
         """Drops all that is under way."""

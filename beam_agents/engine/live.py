@@ -238,7 +238,8 @@ class LiveRun:
             lambda: self._context,
             network_forbidden=self._task.network_forbidden,
         )
-        timer = asyncio.get_running_loop().call_later(max(0.0, remaining), self._time_is_over)
+        ends = asyncio.get_running_loop().time() + max(0.0, remaining)
+        timer = asyncio.get_running_loop().call_at(ends, self._time_is_over)
         try:
             attempts.begin(machine.start(), out_of_time=self._out_of_time)
             while machine.ending is None:
@@ -250,7 +251,7 @@ class LiveRun:
                     await attempts.drain()  # what other branches have under way happens all the same
                     raise attempts.failure
                 if self._parked:
-                    await attempts.drain()
+                    await attempts.drain(max(0.0, ends - asyncio.get_running_loop().time()))
                     await self._ask(Release(self._run.key, self._run.epoch))
                     raise Parked
                 if path is not None:

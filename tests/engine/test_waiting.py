@@ -151,6 +151,20 @@ def test_a_worker_that_ends_as_planned_records_what_is_in_flight_first(cluster: 
     assert gates.calls == {"plan": 1, "work": 1, "answer": 1}
 
 
+def test_a_worker_that_ends_as_planned_keeps_no_run_beyond_its_budget(cluster: Any) -> None:
+    gates = Gates()
+    gates.shut("work")
+    agent = make_agent(gates, budget=Budget(wall_clock=timedelta(seconds=2)))
+    first = cluster.worker(agent)
+    handle = first.start(Event(id="1"))
+    gates.wait_for("work")
+    first.worker.let_go(30.0)
+    assert isinstance(handle.done.exception(30), Parked)
+    ended = cluster.worker(agent).run(Event(id="1"))
+    gates.open("work")
+    assert ended.end.reason is FailureReason.DEADLINE
+
+
 def test_a_planned_end_waits_no_longer_than_it_may(cluster: Any) -> None:
     gates = Gates()
     gates.shut("work")

@@ -219,7 +219,7 @@ async def test_only_the_culprit_of_a_group_fails(tmp_path: Path) -> None:
     ready = threading.Event()
     writer = LedgerWriter(Slow(tmp_path / "ledger.db"))
     good = [run_key(key=f'"k{number}"') for number in range(3)]
-    asked = [opening(good[0]), Record(run_key("none"), "0", 1, "ok", "1"), opening(good[1]), opening(good[2])]
+    asked = [opening(good[0]), Record(good[0], "0", 1, "ok", "1"), opening(good[1]), opening(good[2])]
     tasks = [asyncio.create_task(writer.ask(command)) for command in asked]
     await asyncio.sleep(0)
     ready.set()
