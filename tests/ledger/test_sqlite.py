@@ -7,11 +7,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlite_file import bare, connection_of, sqlite_store
 
 from beam_agents.errors import ConfigurationError, LedgerError
 from beam_agents.ledger import LedgerUnavailable, SqliteLedger
@@ -33,7 +33,7 @@ from beam_agents.ledger.commands import (
 )
 from beam_agents.ledger.sqlite_transaction import SqliteTransaction
 from beam_agents.testing.ledger_race import race
-from beam_agents.testing.ledger_store import FakeClock, Store, attempt, opening, run_key
+from beam_agents.testing.ledger_store import Store, attempt, opening, run_key
 
 
 @pytest.fixture
@@ -43,21 +43,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[Store]:
-    clock = FakeClock()
-    ledger = SqliteLedger(path, clock=clock)
-    ledger.open()
-    yield Store(ledger, clock)
-    ledger.close()
-
-
-def bare(path: Path) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(path, isolation_level=None))
-
-
-def connection_of(store: Store) -> sqlite3.Connection:
-    assert isinstance(store.ledger, SqliteLedger)
-    assert store.ledger._connection is not None
-    return store.ledger._connection
+    with sqlite_store(path) as made:
+        yield made
 
 
 # ---- the file ----

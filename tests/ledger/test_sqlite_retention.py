@@ -1,11 +1,10 @@
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlite_file import bare, connection_of, sqlite_store
 
-from beam_agents.ledger import LedgerUnavailable, SqliteLedger
+from beam_agents.ledger import LedgerUnavailable
 from beam_agents.ledger.base import BEGINNING
 from beam_agents.ledger.commands import (
     Command,
@@ -18,7 +17,7 @@ from beam_agents.ledger.commands import (
     Summarize,
     Summary,
 )
-from beam_agents.testing.ledger_store import FakeClock, Store, run_key
+from beam_agents.testing.ledger_store import Store, run_key
 
 
 @pytest.fixture
@@ -28,21 +27,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[Store]:
-    clock = FakeClock()
-    ledger = SqliteLedger(path, clock=clock)
-    ledger.open()
-    yield Store(ledger, clock)
-    ledger.close()
-
-
-def bare(path: Path) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(path, isolation_level=None))
-
-
-def connection_of(store: Store) -> sqlite3.Connection:
-    assert isinstance(store.ledger, SqliteLedger)
-    assert store.ledger._connection is not None
-    return store.ledger._connection
+    with sqlite_store(path) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
