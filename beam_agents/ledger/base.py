@@ -24,6 +24,11 @@ BEGINNING = -(2**62)
 """The event time, in microseconds, of an event that has none: before all others."""
 
 
+def time_of(event_time: int | None) -> int:
+    """An event time in microseconds, `BEGINNING` if there is none."""
+    return BEGINNING if event_time is None else event_time
+
+
 class LedgerUnavailable(BeamAgentsError):
     """The store did not take the commands this time (down, locked, full); they may be given again as they are."""
 

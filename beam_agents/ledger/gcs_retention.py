@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from beam_agents.ledger.base import BEGINNING
+from beam_agents.ledger.base import time_of
 from beam_agents.ledger.gcs_horizons import GcsHorizons
 from beam_agents.ledger.gcs_names import marker_folder, newest_first, oldest_first, tombstone_marker
 from beam_agents.ledger.gcs_search import GcsSearch, Mark, marker_content
@@ -123,8 +123,7 @@ class GcsRetention:
         runs = [run for mark, run in old if run is not None and _is_of(mark, run.closed_at)]
 
         def drop_tombstones(tx: GcsTransaction) -> list[tuple[str, int]]:
-            times = ((run.key, BEGINNING if run.event_time is None else run.event_time) for run in runs)
-            dropped = [tx.drop_tombstone(run, event_time) for run, event_time in times]
+            dropped = [tx.drop_tombstone(run.key, time_of(run.event_time)) for run in runs]
             return [each for each in dropped if each is not None]
 
         dropped = self._heads.change(key, drop_tombstones)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from beam_agents.ledger.base import BEGINNING, Ledger
+from beam_agents.ledger.base import Ledger, time_of
 from beam_agents.ledger.commands import Answer, Closed, Command, FindRuns
 from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey, UseSummary
 from beam_agents.ledger.rules import carry_out
@@ -143,7 +143,7 @@ class MemoryLedger(Ledger):
         old = self._closed_before(scope, agent, closed_before, tombstones=True)[:limit]
         for run in old:
             head = self._heads[run.key.head]
-            newest = max(_time(run.event_time), _time(head.forgotten_to))
+            newest = max(time_of(run.event_time), time_of(head.forgotten_to))
             self._heads[run.key.head] = replace(head, forgotten_to=newest)
             del self._runs[run.key]
         return len(old)
@@ -162,10 +162,6 @@ class MemoryLedger(Ledger):
             and not run.doubtful
         ]
         return sorted(found, key=lambda run: run.closed_at or 0.0)
-
-
-def _time(micros: int | None) -> int:
-    return BEGINNING if micros is None else micros
 
 
 def _is_asked_for(query: FindRuns, run: Run) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from beam_agents.ledger import postgres_rows as rows
 from beam_agents.ledger.base import BEGINNING
+from beam_agents.ledger.columns import microseconds, seconds
 from beam_agents.ledger.commands import FindRuns
 from beam_agents.ledger.postgres_connection import Connection
 from beam_agents.ledger.postgres_message import Message
@@ -61,7 +62,7 @@ class PostgresAdmin:
             f"FROM {self._runs} GROUP BY used_by) AS counted LEFT JOIN {self._horizons} USING (used_by)"
         )
         counted = [
-            UseSummary(scope, agent, opened, ended, doubtful, tombstones, rows.seconds(pruned_to))
+            UseSummary(scope, agent, opened, ended, doubtful, tombstones, seconds(pruned_to))
             for scope, agent, opened, ended, doubtful, tombstones, pruned_to in found
         ]
         return sorted(counted, key=lambda use: (use.scope, use.agent))
@@ -103,7 +104,7 @@ class PostgresAdmin:
         """See `Transaction.horizon`."""
         sql = f"SELECT pruned_to FROM {self._horizons} WHERE used_by = %(used_by)s"
         found = self._ask(sql, used_by=rows.use_id(scope, agent))
-        return rows.seconds(found[0][0]) if found else None
+        return seconds(found[0][0]) if found else None
 
     def _locked(self, scope: str, agent: str, before: float, limit: int, condition: str) -> list[tuple[str, str]]:
         """Runs that were closed before that time, the oldest first, with their heads, which are locked from now on."""
@@ -111,7 +112,7 @@ class PostgresAdmin:
             f"SELECT id, scope, agent, revision, key FROM {self._runs} WHERE used_by = %(used_by)s "
             f"AND closed_at < %(before)s AND {condition} ORDER BY closed_at LIMIT %(limit)s",
             used_by=rows.use_id(scope, agent),
-            before=rows.microseconds(before),
+            before=microseconds(before),
             limit=limit,
         )
         heads = {str(run): rows.head_id(HeadKey(*key)) for run, *key in old}

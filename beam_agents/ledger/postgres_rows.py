@@ -8,9 +8,8 @@ from typing import Any
 from uuid import UUID
 
 from beam_agents.codec import digest
+from beam_agents.ledger.columns import MICROSECONDS, effect_of, microseconds, run_of
 from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
-
-_MICROSECONDS = 1_000_000
 
 _RUN_KEY = "scope, agent, revision, key, run_id"
 _RUN_CHANGES = "epoch, owner, epoch_at, held, stalls, ending, closed_at, nonce, reason, doubtful, resolution"
@@ -216,16 +215,6 @@ def leases_to_write(leases: Iterable[Lease]) -> str:
     return _rows_of(f"owner, {_LEASE_CHANGES}", rows)
 
 
-def microseconds(seconds: float | None) -> int | None:
-    """As times and durations are stored."""
-    return None if seconds is None else round(seconds * _MICROSECONDS)
-
-
-def seconds(stored: int | None) -> float | None:
-    """The opposite of `microseconds`."""
-    return None if stored is None else stored / _MICROSECONDS
-
-
 def read_head(row: Sequence[Any]) -> Head:
     """Of `Statements.read_heads`."""
     return Head(HeadKey(*row[1:5]), *row[5:])
@@ -233,46 +222,15 @@ def read_head(row: Sequence[Any]) -> Head:
 
 def read_run(row: Sequence[Any]) -> Run:
     """Of `Statements.read_runs` and `open_runs`."""
-    event, digest_, opened_at, event_time, epoch, owner, epoch_at, held, stalls, end, closed_at, nonce = row[5:17]
-    return Run(
-        RunKey(*row[:5]),
-        event,
-        digest_,
-        opened_at / _MICROSECONDS,
-        epoch,
-        owner,
-        epoch_at / _MICROSECONDS,
-        held / _MICROSECONDS,
-        stalls,
-        end,
-        seconds(closed_at),
-        nonce,
-        event_time,
-        *row[17:],
-    )
+    return run_of(row[:5], row[5:])
 
 
 def read_effect(row: Sequence[Any]) -> tuple[str, Effect]:
     """The run's id and the effect; of `Statements.read_journals` and `read_effects`."""
-    run, path, attempt, kind, name, asked, effect, arguments, intent_at, delivered, due, status, value, outcome_at = row
-    return str(run), Effect(
-        path,
-        attempt,
-        kind,
-        name,
-        asked,
-        effect,
-        arguments,
-        intent_at / _MICROSECONDS,
-        tuple((path, attempt) for path, attempt in json.loads(delivered)) if delivered else (),
-        seconds(due),
-        status,
-        value,
-        seconds(outcome_at),
-    )
+    return str(row[0]), effect_of(row[1:])
 
 
 def read_lease(row: Sequence[Any]) -> Lease:
     """Of `Statements.read_leases`."""
     owner, renewed_at, until = row
-    return Lease(owner, renewed_at / _MICROSECONDS, until / _MICROSECONDS)
+    return Lease(owner, renewed_at / MICROSECONDS, until / MICROSECONDS)

@@ -21,6 +21,7 @@ import psycopg
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import postgres_rows as rows
 from beam_agents.ledger.base import LedgerUnavailable
+from beam_agents.ledger.columns import microseconds
 from beam_agents.ledger.commands import (
     Close,
     Command,
@@ -202,7 +203,7 @@ class PostgresTransaction:
         used_by = rows.use_id(scope, agent)
         message = Message(self._connection)
         self._write(message)
-        found = message.add(self._sql.open_runs, used_by=used_by, now=rows.microseconds(now), limit=limit)
+        found = message.add(self._sql.open_runs, used_by=used_by, now=microseconds(now), limit=limit)
         message.send()
         return [rows.read_run(row) for row in message.rows(found)]
 
@@ -210,7 +211,7 @@ class PostgresTransaction:
         used_by = rows.use_id(scope, agent)
         message = Message(self._connection)
         self._write(message)
-        found = message.add(self._sql.closed_runs, used_by=used_by, since=rows.microseconds(since), limit=limit)
+        found = message.add(self._sql.closed_runs, used_by=used_by, since=microseconds(since), limit=limit)
         message.send()
         return [RunKey(*row) for row in message.rows(found)]
 

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from pydantic import TypeAdapter
 
-from beam_agents.ledger.base import BEGINNING, LEASE_SECONDS, Transaction
+from beam_agents.ledger.base import LEASE_SECONDS, Transaction, time_of
 from beam_agents.ledger.commands import (
     Answer,
     Busy,
@@ -121,7 +121,7 @@ def _open(tx: Transaction, command: Open) -> Answer:
     if run is not None and run.end is not None:
         return Pruned(run) if run.tombstone else Closed(run, tx.effects(run.key), head.session_version, head.session)
     if run is None:
-        if head.forgotten_to is not None and _time_of(command.event_time) <= head.forgotten_to:
+        if head.forgotten_to is not None and time_of(command.event_time) <= head.forgotten_to:
             return TooOld(head.forgotten_to)
         if head.open_run is not None:
             other = tx.run(RunKey(*command.run.head, head.open_run))
@@ -166,10 +166,6 @@ def _only_sleeps(effects: Sequence[Effect]) -> bool:
     """Whether the run did nothing but wait, and so cannot be what killed its worker."""
     waiting = [effect.kind == "sleep" for effect in effects if effect.status is None]
     return bool(waiting) and all(waiting)
-
-
-def _time_of(event_time: int | None) -> int:
-    return BEGINNING if event_time is None else event_time
 
 
 def _lease_end(tx: Transaction, run: Run) -> float:

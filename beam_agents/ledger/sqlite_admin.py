@@ -11,9 +11,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from beam_agents.ledger.base import BEGINNING
+from beam_agents.ledger.columns import microseconds, seconds
 from beam_agents.ledger.commands import FindRuns
 from beam_agents.ledger.records import Run, UseSummary
-from beam_agents.ledger.sqlite_rows import RUNS, microseconds, read_run, seconds
+from beam_agents.ledger.sqlite_rows import RUNS, read_run
 from beam_agents.ledger.sqlite_text import execute
 
 # Ids are given in the order of opening, and there is no index of all runs by time.

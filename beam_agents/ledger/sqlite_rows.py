@@ -8,9 +8,9 @@ from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
-from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
+from beam_agents.ledger.columns import MICROSECONDS, effect_of, microseconds, run_of
+from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run
 
-_MICROSECONDS = 1_000_000
 _ROWS_PER_STATEMENT = 512
 
 
@@ -77,16 +77,6 @@ def _marks(columns: str, rows: int) -> str:
     return ", ".join(["(" + ", ".join("?" for _ in columns.split(", ")) + ")"] * rows)
 
 
-def microseconds(seconds: float | None) -> int | None:
-    """As times and durations are stored."""
-    return None if seconds is None else round(seconds * _MICROSECONDS)
-
-
-def seconds(stored: int | None) -> float | None:
-    """The opposite of `microseconds`."""
-    return None if stored is None else stored / _MICROSECONDS
-
-
 def head_row(head: Head) -> tuple[Any, ...]:
     """For `HEADS`."""
     return (*head.key, head.session_version, head.session, head.open_run, head.forgotten_to)
@@ -105,7 +95,7 @@ def lease_row(lease: Lease) -> tuple[Any, ...]:
 def read_lease(row: Sequence[Any]) -> Lease:
     """Of `LEASES`."""
     owner, renewed_at, until = row
-    return Lease(owner, renewed_at / _MICROSECONDS, until / _MICROSECONDS)
+    return Lease(owner, renewed_at / MICROSECONDS, until / MICROSECONDS)
 
 
 def run_row(row: int, run: Run) -> tuple[Any, ...]:
@@ -118,26 +108,7 @@ def run_row(row: int, run: Run) -> tuple[Any, ...]:
 
 def read_run(row: Sequence[Any]) -> Run:
     """Of `RUNS`."""
-    event, digest, opened_at, event_time, epoch, owner, epoch_at, held, stalls, end, closed_at, nonce = row[6:18]
-    reason, doubtful, resolution = row[18:]
-    return Run(
-        RunKey(*row[1:6]),
-        event,
-        digest,
-        opened_at / _MICROSECONDS,
-        epoch,
-        owner,
-        epoch_at / _MICROSECONDS,
-        held / _MICROSECONDS,
-        stalls,
-        end,
-        seconds(closed_at),
-        nonce,
-        event_time,
-        reason,
-        bool(doubtful),
-        resolution,
-    )
+    return run_of(row[1:6], row[6:])
 
 
 def effect_row(run: int, effect: Effect) -> tuple[Any, ...]:
@@ -150,19 +121,4 @@ def effect_row(run: int, effect: Effect) -> tuple[Any, ...]:
 
 def read_effect(row: Sequence[Any]) -> Effect:
     """Of `EFFECTS`, without the run."""
-    path, attempt, kind, name, digest, effect, arguments, intent_at, delivered, due, status, value, outcome_at = row
-    return Effect(
-        path,
-        attempt,
-        kind,
-        name,
-        digest,
-        effect,
-        arguments,
-        intent_at / _MICROSECONDS,
-        tuple((path, attempt) for path, attempt in json.loads(delivered)) if delivered else (),
-        seconds(due),
-        status,
-        value,
-        seconds(outcome_at),
-    )
+    return effect_of(row)

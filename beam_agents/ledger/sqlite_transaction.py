@@ -16,6 +16,7 @@ from typing import Any
 
 from beam_agents.ledger import sqlite_admin
 from beam_agents.ledger import sqlite_rows as rows
+from beam_agents.ledger.columns import microseconds
 from beam_agents.ledger.commands import (
     Close,
     Command,
@@ -173,7 +174,7 @@ class SqliteTransaction:
             # The lease that an open run names says how long its worker held it, however long ago.
             self._connection.execute(
                 "DELETE FROM leases WHERE until < ? AND owner NOT IN (SELECT owner FROM runs WHERE ending IS NULL)",
-                (rows.microseconds(self.now() - _OLD_LEASE_SECONDS),),
+                (microseconds(self.now() - _OLD_LEASE_SECONDS),),
             )
         self._leases[lease.owner] = lease
         self._changed_leases.add(lease.owner)
@@ -186,7 +187,7 @@ class SqliteTransaction:
             "WHERE scope = ? AND agent = ? AND ending IS NULL AND (owner = '' OR until IS NULL OR until <= ?) "
             "ORDER BY opened_at, id LIMIT ?)"
         )
-        found = execute(self._connection, sql, (scope, agent, rows.microseconds(now), limit))
+        found = execute(self._connection, sql, (scope, agent, microseconds(now), limit))
         left = json.loads(found.fetchone()[0])
         return [rows.read_run(row) for row in sorted(left, key=lambda row: (row[8], row[0]))]  # opened_at, id
 
@@ -197,7 +198,7 @@ class SqliteTransaction:
             "SELECT closed_at, scope, agent, revision, key, run_id FROM runs "
             "WHERE scope = ? AND agent = ? AND closed_at >= ? AND ending <> '' ORDER BY closed_at DESC LIMIT ?)"
         )
-        found = execute(self._connection, sql, (scope, agent, rows.microseconds(since), limit))
+        found = execute(self._connection, sql, (scope, agent, microseconds(since), limit))
         closed = json.loads(found.fetchone()[0])
         return [RunKey(*row[1:]) for row in sorted(closed, key=lambda row: row[0], reverse=True)]
 
