@@ -37,6 +37,8 @@ class FailureReason(StrEnum):
     MISSING_ID = "missing_id"
     ID_CONFLICT = "id_conflict"
     """An event with this id but another content was seen before."""
+    OVERLOADED = "overloaded"
+    """Too many events of its key waited already. Nothing was done for it."""
     BUDGET_STEPS = "budget_steps"
     BUDGET_TOOL_CALLS = "budget_tool_calls"
     BUDGET_TOKENS = "budget_tokens"

@@ -69,6 +69,12 @@ def conflict(run_id: str) -> Refused:
     return Refused(FailureReason.ID_CONFLICT, message)
 
 
+def overloaded(waiting: int) -> Refused:
+    """The refusal of an event of a key with too many that wait."""
+    message = f"{waiting} events of the key wait already, which is RunAgent(max_waiting=...); nothing was done for it"
+    return Refused(FailureReason.OVERLOADED, message)
+
+
 def pruned(run: Run) -> Pruned:
     """The refusal of an event whose run has left nothing but its tombstone."""
     message = f"the run of event id {run.key.run_id!r} ended {when(run.closed_at or 0.0)}, and its record was pruned"

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from beam_agents.codec import key_text
 from beam_agents.engine.connections import Connections
 from beam_agents.engine.end import Ended, Refused, when
 from beam_agents.engine.fault_points import FaultPoints
@@ -49,6 +50,9 @@ _TICKER_SILENT_AFTER = 1.5
 
 _EMITTED_WITHIN = 60.0
 """Seconds after its close in which a run's outcome is emitted where a doorbell calls, and if nothing dies."""
+
+_TAKEN_WITHIN = 0.3
+"""Seconds in which a bundle takes an outcome that it waits for."""
 
 _KEPT_ENDS = 10_000
 """Ended runs that are kept for a driver to fetch; one that comes later asks the ledger."""
@@ -88,6 +92,8 @@ class Handle:
     """Of the event."""
     done: Future[Ended | Refused] = field(default_factory=Future)
     live: LiveRun | None = None
+    awaited: bool = False
+    """Whether a bundle is about to take the outcome: then nobody has to be rung for it at once."""
 
 
 @dataclass(frozen=True, order=True)
@@ -98,6 +104,8 @@ class _Ring:
     """On the monotonic clock."""
     key: Any = field(compare=False)
     run: RunKey = field(compare=False)
+    ended: bool = field(default=False, compare=False)
+    """Whether it is for a run that has ended here: not needed any more once that was taken."""
     pause: float = field(default=1.0, compare=False)
     """Seconds until it is rung for again."""
 
@@ -150,6 +158,9 @@ class Host:
         self._state_at: float | None = None
         self._takes_old_state = False
         self._refusal: str | None = None
+        self._without_room: OrderedDict[str, Any] = OrderedDict()
+        self._most_open = 0
+        self._batch_slots: asyncio.Semaphore | None = None
 
     # ---- for drivers, on any thread ----
 
@@ -195,10 +206,34 @@ class Host:
             self._ticker, self._drained_at = ticker, now
             while self._rings and self._rings[0].due <= now:
                 ring = heapq.heappop(self._rings)
-                keys.append(ring.key)
-                if ring.run in self._ended:
+                if ring.ended:
+                    if ring.run not in self._ended:
+                        continue
                     heapq.heappush(self._rings, replace(ring, due=now + ring.pause, pause=2 * ring.pause))
+                keys.append(ring.key)
+            for _ in range(min(len(self._without_room), self._most_open - self.status.in_flight)):
+                keys.append(self._without_room.popitem(last=False)[1])
         return keys
+
+    def has_room(self, key: Any, most_open: int) -> bool:
+        """Whether one more run may be begun here; if not, its key is rung for when there is room.
+
+        Args:
+            key: The Beam key.
+            most_open: How many runs may be open here.
+        """
+        with self._worker.lock:
+            if self.status.in_flight < most_open:
+                return True
+            self._most_open = most_open
+            self._without_room.setdefault(key_text(key), key)
+            return False
+
+    def run_slots(self, most_open: int) -> asyncio.Semaphore:
+        """The same limit for the keys of batches, on the loop."""
+        if self._batch_slots is None:
+            self._batch_slots = asyncio.Semaphore(most_open)
+        return self._batch_slots
 
     def state_is_from(self, at: float, *, take_old: bool = False) -> None:
         """Says that the job goes on from a state in Beam that was alive at a time, perhaps restored from a savepoint.
@@ -216,10 +251,10 @@ class Host:
         """Whether `drain` is called in this process."""
         return time.monotonic() - self._drained_at < _BELL_SILENT_AFTER
 
-    def _ring(self, key: Any, run: RunKey) -> None:
+    def _ring(self, key: Any, run: RunKey, *, ended: bool = False, after: float = 0.0) -> None:
         with self._worker.lock:
             if self._watch is not None:  # else there is no doorbell to hear it
-                heapq.heappush(self._rings, _Ring(time.monotonic(), key, run))
+                heapq.heappush(self._rings, _Ring(time.monotonic() + after, key, run, ended))
 
     def watch(self, key_of: Callable[[str], Any], task_of: Callable[[Run], Task]) -> None:
         """Rings, as long as anybody uses this host, for open runs whose worker is gone, and at once for runs that were
@@ -357,7 +392,8 @@ class Host:
             if not isinstance(error, (Parked, asyncio.CancelledError)):
                 _LOGGER.error("run %r of key %s broke off: %r", handle.run.run_id, handle.run.key, error)
             handle.done.set_exception(error)
-        self._ring(handle.key, handle.run)
+        parked = isinstance(error, (Parked, asyncio.CancelledError))
+        self._ring(handle.key, handle.run, ended=attached and not parked, after=_TAKEN_WITHIN if handle.awaited else 0)
 
     # ---- for the worker ----
 

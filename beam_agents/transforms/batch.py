@@ -73,7 +73,7 @@ class BatchDoFn(beam.DoFn):
         outcomes: list[Outcome] = []
         digests: dict[str, str] = {}
         last: Ended | Refused | None = None
-        async with this_worker().run_slots:
+        async with self._host.run_slots(self._use.max_open_runs):
             for envelope in envelopes:
                 before = digests.get(envelope.run_id)
                 if before is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import GenericAlias
-from typing import Any
+from typing import Any, get_args
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
@@ -36,7 +36,7 @@ from beam_agents.transforms.emission import DUPLICATES, EMITTED, RESULTS, TRACE
 from beam_agents.transforms.envelope import FAILURES, Admit, EventId
 from beam_agents.transforms.flink import prepare_for_flink
 from beam_agents.transforms.streaming import StreamingDoFn
-from beam_agents.transforms.use import AgentUse
+from beam_agents.transforms.use import AgentUse, WhenFull
 from beam_agents.transforms.windows import RestoreWindows, window_coder
 
 
@@ -85,6 +85,12 @@ class RunAgent(beam.PTransform[Any, Any]):
             with the same scope on one ledger go on from each other.
         dedupe_for: How long, in a stream, an event that comes again is known as a duplicate.
         session_ttl: Event time after which a key's conversation and state start anew; `None` for never.
+        max_open_runs: How many runs a worker process holds; the events of others wait in Beam's state (in a batch, in
+            their bundle) until one ends. A run that waits for its model is some 20 kB and what was said in it.
+        max_waiting: How many events of one key wait in a stream while it is busy; `None` for no limit.
+        when_full: What becomes of an event of a key with `max_waiting`: `"fail"` puts it into `failures` as
+            `overloaded`, `"block"` holds up its bundle until there is room, at most ten seconds, which slows down the
+            source and with it all keys.
 
     Raises:
         ConfigurationError: Something cannot work; it says what to change.
@@ -99,12 +105,16 @@ class RunAgent(beam.PTransform[Any, Any]):
         scope: str | None = None,
         dedupe_for: timedelta = timedelta(days=7),
         session_ttl: timedelta | None = timedelta(days=90),
+        max_open_runs: int = 10_000,
+        max_waiting: int | None = None,
+        when_full: WhenFull = "fail",
     ) -> None:
         super().__init__()
         self.agent = agent
         self.scope: str = scope or str(getattr(agent, "name", ""))
         self._event_id = event_id
         self._check(ledger, dedupe_for, session_ttl)
+        self._check_limits(max_open_runs, max_waiting, when_full)
         pickled = AgentUse.pickle(agent)
         ephemeral = ledger is None
         store = EphemeralLedger(uuid.uuid4().hex) if ledger is None else ledger_from(ledger)
@@ -117,7 +127,18 @@ class RunAgent(beam.PTransform[Any, Any]):
             ephemeral=ephemeral,
             dedupe_for=dedupe_for,
             session_ttl=session_ttl,
+            max_open_runs=max_open_runs,
+            max_waiting=max_waiting,
+            when_full=when_full,
         )
+
+    @staticmethod
+    def _check_limits(max_open_runs: int, max_waiting: int | None, when_full: WhenFull) -> None:
+        for name, number in (("max_open_runs", max_open_runs), ("max_waiting", max_waiting)):
+            if number is not None and number < 1:
+                raise ConfigurationError(f"RunAgent({name}={number!r}) must be 1 or more")
+        if when_full not in get_args(WhenFull):
+            raise ConfigurationError(f"RunAgent(when_full={when_full!r}) must be 'fail' or 'block'")
 
     def _check(self, ledger: str | Ledger | None, dedupe_for: timedelta, session_ttl: timedelta | None) -> None:
         agent, event_id = self.agent, self._event_id

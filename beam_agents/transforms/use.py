@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from apache_beam.internal import cloudpickle_pickler
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -21,6 +21,9 @@ from beam_agents.transforms.envelope import Envelope
 
 if TYPE_CHECKING:
     from beam_agents.engine.host import Host
+
+WhenFull: TypeAlias = Literal["fail", "block"]
+"""What becomes of an event of a key with too many that wait."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class AgentUse:
     """No ledger was given: nothing outlives the process, and runs start over after a crash."""
     dedupe_for: timedelta
     session_ttl: timedelta | None
+    max_open_runs: int = 10_000
+    max_waiting: int | None = None
+    when_full: WhenFull = "fail"
 
     @staticmethod
     def pickle(agent: AgentBase[Any, Any, Any, Any]) -> bytes:

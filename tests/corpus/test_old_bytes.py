@@ -27,10 +27,10 @@ from beam_agents.ledger import SqliteLedger
 from beam_agents.ledger.records import RunKey
 from beam_agents.messages import AssistantMessage, UserMessage
 from beam_agents.stored import Stored
+from beam_agents.transforms.cells import ClosedId, ClosedIds, KeyRecord
 from beam_agents.transforms.coders import KeyCoder, PydanticCoder
 from beam_agents.transforms.doorbell import Alive
 from beam_agents.transforms.envelope import Envelope
-from beam_agents.transforms.streaming import ClosedId, Memory, Now
 from beam_agents.transforms.use import AgentUse
 from tests.corpus.agents import Payment, Verdict, watch
 
@@ -57,17 +57,21 @@ STORED: dict[str, Stored] = {
         micros=1_700_000_000_000_000,
     ),
     "envelope_in_a_window": IN_A_WINDOW,
-    "now": Now(open=IN_A_WINDOW, revision=1, read=2, waiting=5),
-    "memory": Memory(
-        ledger="0123456789abcdef0123456789abcdef",
+    "record": KeyRecord(
+        open=IN_A_WINDOW,
         revision=1,
+        waiting=5,
+        batch_left=2,
+        ledger="0123456789abcdef0123456789abcdef",
+        session_revision=1,
         session_version=1,
         session=SESSION.model_dump_json(),
         touched=1_700_000_000_000_000,
-        closed=1,
         expiry_set=True,
+        recent=(ClosedId("p-1", "d503a3dd1750455eb98cbf9aa258abcb", 1_700_000_002.5),),
+        closed=17,
     ),
-    "closed_id": ClosedId(run_id="p-1", digest="d503a3dd1750455eb98cbf9aa258abcb", at=1_700_000_002.5),
+    "closed_ids": ClosedIds(ids=(ClosedId("p-1", "d503a3dd1750455eb98cbf9aa258abcb", 1_700_000_002.5),)),
     "alive": Alive(at=1_700_000_002.5),
     "session": SESSION,
     "end_answer": End(kind="answer", output={"ok": True, "why": "held"}),

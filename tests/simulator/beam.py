@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from beam_agents.transforms.cells import Cells
 from beam_agents.transforms.doorbell import LOOK
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.streaming import StreamingDoFn
@@ -25,9 +26,10 @@ class Delivery:
 class Snapshot:
     """A key in a checkpoint."""
 
-    now: bytes | None
-    memory: bytes | None
+    record: bytes | None
+    session: bytes | None
     inbox: tuple[bytes, ...]
+    batch: bytes | None
     closed: tuple[bytes, ...]
     deadline: dict[str, float]
     delivered: tuple[int, ...]
@@ -66,21 +68,27 @@ class Key:
     armed: set[tuple[str, float]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.now, self.memory, self.inbox, self.closed = Cell(), Cell(), Bag(), Bag()
+        self.record, self.session, self.inbox, self.batch, self.closed = Cell(), Cell(), Bag(), Cell(), Bag()
         self.deadline, self.expiry = Timers(), Timers()
 
     @property
     def cells(self) -> dict[str, Any]:
         return {
-            "now": self.now, "memory": self.memory, "inbox": self.inbox, "closed": self.closed,
-            "deadline": self.deadline, "expiry": self.expiry,
+            "record": self.record, "session": self.session, "inbox": self.inbox, "batch": self.batch,
+            "closed": self.closed, "deadline": self.deadline, "expiry": self.expiry,
         }  # fmt: skip
+
+    def busy(self) -> bool:
+        """Whether an event is open or waits."""
+        record = Cells(self.name, **self.cells).record
+        return record.open is not None or record.waiting > 0
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            self.now.value,
-            self.memory.value,
+            self.record.value,
+            self.session.value,
             tuple(self.inbox.values),
+            self.batch.value,
             tuple(self.closed.values),
             dict(self.deadline.due),
             tuple(self.delivered),
@@ -89,7 +97,8 @@ class Key:
 
     def restore(self, snapshot: Snapshot) -> None:
         """State and outputs as they were; the source has to deliver again what came since."""
-        self.now.value, self.memory.value = snapshot.now, snapshot.memory
+        self.record.value, self.session.value = snapshot.record, snapshot.session
+        self.batch.value = snapshot.batch
         self.inbox.values, self.closed.values = list(snapshot.inbox), list(snapshot.closed)
         self.deadline.due = dict(snapshot.deadline)
         self.delivered = list(snapshot.delivered)
@@ -100,18 +109,22 @@ class Key:
 
     def event(self, dofn: StreamingDoFn, delivery: Delivery) -> list[tuple[str, Any]]:
         self.delivered.append(delivery.number)
-        return _emitted(dofn.process((self.name, delivery.envelope.encoded()), **self.cells))
+        return _emitted(dofn, dofn.process((self.name, delivery.envelope.encoded()), **self.cells))
 
     def look(self, dofn: StreamingDoFn) -> list[tuple[str, Any]]:
-        return _emitted(dofn.process((self.name, LOOK), **self.cells))
+        return _emitted(dofn, dofn.process((self.name, LOOK), **self.cells))
 
     def timer(self, dofn: StreamingDoFn, tag: str) -> list[tuple[str, Any]]:
         self.deadline.due.pop(tag, None)
-        return _emitted(dofn.look_at_deadline(key=self.name, tag=tag, **self.cells))
+        return _emitted(dofn, dofn.look_at_deadline(key=self.name, tag=tag, **self.cells))
 
 
 Callback = Callable[[StreamingDoFn], list[tuple[str, Any]]]
 
 
-def _emitted(outputs: Any) -> list[tuple[str, Any]]:
-    return [(output.tag, output.value.value[0][1]) for output in outputs]
+def _emitted(dofn: StreamingDoFn, callback: Any) -> list[tuple[str, Any]]:
+    """What a bundle with this callback emits."""
+    dofn.start_bundle()
+    return [
+        (output.tag, output.value.value[0][1]) for outputs in (callback, dofn.finish_bundle()) for output in outputs
+    ]

@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from beam_agents.engine import attempts, host, live
-from beam_agents.transforms import streaming
+from beam_agents.transforms import patience, streaming
 
 EPOCH = 1_000_000_000.0
 """Seconds since 1970 at which each schedule begins."""
@@ -239,6 +239,7 @@ def virtual_time(scheduler: Scheduler, runner: SimLoop, seed: int) -> Iterator[N
             mock.patch.object(live, "time", clock),
             mock.patch.object(attempts, "time", clock),
             mock.patch.object(streaming, "time", clock),
+            mock.patch.object(patience, "time", clock),
             mock.patch.object(host, "uuid", ids),
             mock.patch.object(live, "uuid", ids),
             mock.patch.object(host, "Handle", Handle),

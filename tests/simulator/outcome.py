@@ -10,7 +10,7 @@ from beam_agents.codec import digest, key_text
 from beam_agents.engine.end import End, Ended, Refused
 from beam_agents.events import FailureReason, RunFailure
 from beam_agents.ledger.records import Effect, HeadKey, Run
-from beam_agents.transforms.streaming import Memory
+from beam_agents.transforms.cells import Cells
 
 if TYPE_CHECKING:
     from tests.simulator.beam import Key
@@ -57,7 +57,7 @@ def _check_outputs(simulation: Simulation, key: Key, runs: dict[str, Run]) -> No
         end = End.from_json(run.end)
         same = sum(envelope.run_id == run_id and envelope.digest == run.digest for envelope in delivered)
         other = sum(envelope.run_id == run_id and envelope.digest != run.digest for envelope in delivered)
-        got = Counter(_kind(tag, value) for tag, value in emitted)
+        got = Counter(kind(tag, value) for tag, value in emitted)
         first, pruned = min(1, same), gone.get(run.key)
         if pruned is not None and not pruned.emitted and not got["results"] + got["failures"]:
             first = 0  # somebody pruned it before it was emitted
@@ -77,7 +77,7 @@ def _check_outputs(simulation: Simulation, key: Key, runs: dict[str, Run]) -> No
                 violate(f"{run_id} was emitted as {value.output!r}, the record says {end.output!r}")
             if (
                 tag == "failures"
-                and _kind(tag, value) == tag
+                and kind(tag, value) == tag
                 and (value.reason, value.message) != (end.reason, end.message)
             ):
                 violate(f"{run_id} was emitted as {value.reason}, the record says {end.reason}")
@@ -87,7 +87,8 @@ def _is(value: Any, reason: FailureReason) -> bool:
     return isinstance(value, RunFailure) and value.reason is reason
 
 
-def _kind(tag: str, value: Any) -> str:
+def kind(tag: str, value: Any) -> str:
+    """The output, or what of `failures` is no run's end."""
     if _is(value, FailureReason.TOO_OLD):
         return "too old"
     return "conflicts" if _is(value, FailureReason.ID_CONFLICT) else tag
@@ -96,13 +97,14 @@ def _kind(tag: str, value: Any) -> str:
 def _check_state(simulation: Simulation, key: Key, runs: list[Run]) -> None:
     violate = simulation.watch.violate
     head = simulation.ledger.head(HeadKey("simulated", simulation.agent.name, 1, key_text(key.name)))
-    memory = Memory.from_json(key.memory.value) if key.memory.value else Memory()
+    cells = Cells(key.name, **key.cells)
+    memory, session = cells.record, cells.session()
     if head is None:
         return
     if head.open_run is not None:
         violate(f"the head of {key.name} is busy with {head.open_run}")
     if memory.session_version == head.session_version:
-        if memory.session != head.session:
+        if session != head.session:
             violate(f"Beam's session of {key.name} is not the head's")
     elif memory.session_version > head.session_version or not (
         simulation.schedule.batch or simulation.watch.pruning.gone

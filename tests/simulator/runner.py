@@ -15,7 +15,7 @@ from beam_agents.engine.end import Ended, Refused
 from beam_agents.engine.host import Host
 from beam_agents.engine.live import REPLAY_VARIABLE, Parked
 from beam_agents.errors import LedgerChanged
-from beam_agents.transforms import streaming
+from beam_agents.transforms import patience
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.streaming import StreamingDoFn
 from beam_agents.transforms.use import AgentUse
@@ -23,7 +23,7 @@ from tests.simulator.agents import Happening, agent_of
 from tests.simulator.beam import Callback, Checkpoint, Delivery, Key
 from tests.simulator.faults import Faults
 from tests.simulator.loop import EMITTED_WITHIN, EPOCH, Scheduler, SimLoop, virtual_time
-from tests.simulator.outcome import check_end
+from tests.simulator.outcome import check_end, kind
 from tests.simulator.schedule import SCOPE, TROUBLE_SECONDS, Event, Schedule
 from tests.simulator.slot import Slot
 from tests.simulator.watch import Watch, WatchedLedger
@@ -78,7 +78,7 @@ class Simulation:
         schedule, replay = self.schedule, {REPLAY_VARIABLE: "always" if self.schedule.replay_always else ""}
         with (
             virtual_time(self.scheduler, self.runner, schedule.seed),
-            mock.patch.object(streaming, "QUICK_SECONDS", 0.02 if schedule.waits else -1.0),
+            mock.patch.object(patience, "QUICK_SECONDS", 0.02 if schedule.waits else -1.0),
             mock.patch.dict(os.environ, replay),
         ):
             try:
@@ -144,8 +144,8 @@ class Simulation:
         if self.batch_outcomes is None:
             return "the batch has not ended"
         for key in self.keys.values():
-            if key.queue or key.now.value is not None:
-                return f"key {key.name} has {len(key.queue)} to come, is at {key.now.value!r}"
+            if key.queue or key.busy():
+                return f"key {key.name} has {len(key.queue)} to come, is at {key.record.value!r}"
         for slot in [*self.slots, self.batch]:
             if slot.worker is not None:
                 for host in slot.worker.hosts():
@@ -362,7 +362,7 @@ class Simulation:
     def emitted(self) -> set[str]:
         """The runs whose end is emitted, and not taken back."""
         outputs = (output for key in self.keys.values() for output in key.outputs)
-        return {value.run_id for tag, value in outputs if tag in ("results", "failures")}
+        return {value.run_id for tag, value in outputs if kind(tag, value) in ("results", "failures")}
 
     def _checkpoint(self) -> None:
         if not self.mended:

@@ -20,7 +20,7 @@ from beam_agents.ledger import rules
 from beam_agents.ledger.base import Transaction
 from beam_agents.ledger.commands import Answer, Done, Intend, Open, Opened, Record, Recorded
 from beam_agents.ledger.memory import MemoryLedger
-from beam_agents.transforms import streaming
+from beam_agents.transforms.cells import Cells
 from beam_agents.transforms.emission import Emitter
 from tests.simulator.__main__ import shrink, simulate
 from tests.simulator.schedule import schedule_of, smaller
@@ -107,7 +107,7 @@ def _two_runs_of_a_key(patch: pytest.MonkeyPatch) -> None:
 
 
 def _closed_ids_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(streaming._Cells, "emitted_before", lambda self, event: None)
+    patch.setattr(Cells, "emitted_before", lambda self, event: None)
 
 
 def _once_is_repeated(patch: pytest.MonkeyPatch) -> None:
@@ -159,12 +159,7 @@ def _emits_another_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def _session_is_not_written(patch: pytest.MonkeyPatch) -> None:
-    sets = streaming._Cells.set_memory
-
-    def without(self: Any, **changes: Any) -> None:
-        sets(self, **{name: value for name, value in changes.items() if name != "session"})
-
-    patch.setattr(streaming._Cells, "set_memory", without)
+    patch.setattr(Cells, "_put_session", lambda self, session: None)
 
 
 def _forgetting_leaves_no_mark(patch: pytest.MonkeyPatch) -> None:

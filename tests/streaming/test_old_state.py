@@ -213,7 +213,7 @@ def test_an_event_that_the_ledger_has_forgotten_is_a_duplicate_where_the_state_k
     lost = elsewhere.event(driver, ticket("a")) or look_until_emitted(elsewhere, driver)
     assert [(tag, value.reason) for tag, value in lost] == [("failures", "too_old")]
     assert lost[0][1].event.id == "a"
-    assert elsewhere.cells["now"].read() is None
+    assert elsewhere.cells["record"].read() is None
     assert CALLS == {"a": 1}
 
 

@@ -58,25 +58,30 @@ class KeyState:
     def __init__(self, key: str = "k") -> None:
         self.key = key
         self.cells: dict[str, Any] = {
-            "now": Cell(), "memory": Cell(), "inbox": Bag(), "closed": Bag(), "deadline": Timers(), "expiry": Timers(),
+            "record": Cell(), "session": Cell(), "inbox": Bag(), "batch": Cell(), "closed": Bag(),
+            "deadline": Timers(), "expiry": Timers(),
         }  # fmt: skip
 
     def checkpoint(self) -> dict[str, Any]:
         return copy.deepcopy(self.cells)
 
     def event(self, dofn: StreamingDoFn, envelope: Envelope) -> list[tuple[str, Any]]:
-        return self._emitted(dofn.process((self.key, envelope.encoded()), **self.cells))
+        return emitted_by(dofn, dofn.process((self.key, envelope.encoded()), **self.cells))
 
     def look(self, dofn: StreamingDoFn) -> list[tuple[str, Any]]:
-        return self._emitted(dofn.process((self.key, LOOK), **self.cells))
+        return emitted_by(dofn, dofn.process((self.key, LOOK), **self.cells))
 
     def timer(self, dofn: StreamingDoFn, tag: str) -> list[tuple[str, Any]]:
         del self.cells["deadline"].due[tag]
-        return self._emitted(dofn.look_at_deadline(key=self.key, tag=tag, **self.cells))
+        return emitted_by(dofn, dofn.look_at_deadline(key=self.key, tag=tag, **self.cells))
 
-    def _emitted(self, outputs: Any) -> list[tuple[str, Any]]:
-        return [
-            (output.tag, output.value.value[0][1])
-            for output in outputs
-            if output.tag in (RESULTS, FAILURES, DUPLICATES)
-        ]
+
+def emitted_by(dofn: StreamingDoFn, *callbacks: Any) -> list[tuple[str, Any]]:
+    """What a bundle with these callbacks emits, as (output, value) pairs."""
+    dofn.start_bundle()
+    return [
+        (output.tag, output.value.value[0][1])
+        for outputs in (*callbacks, dofn.finish_bundle())
+        for output in outputs
+        if output.tag in (RESULTS, FAILURES, DUPLICATES)
+    ]

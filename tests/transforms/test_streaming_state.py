@@ -18,9 +18,10 @@ from beam_agents.errors import LedgerError
 from beam_agents.ledger import MemoryLedger, SqliteLedger
 from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.commands import Answer, Command, Open
-from beam_agents.transforms import streaming
+from beam_agents.transforms import patience
+from beam_agents.transforms.cells import KeyRecord
 from beam_agents.transforms.envelope import Envelope
-from beam_agents.transforms.streaming import Memory, Now, StreamingDoFn
+from beam_agents.transforms.streaming import StreamingDoFn
 from beam_agents.transforms.use import AgentUse
 
 
@@ -84,7 +85,7 @@ def wait_for_call(name: str) -> None:
 def test_an_open_run_ends_under_the_revision_it_began_with(worker: Any) -> None:
     state, old = KeyState(), worker("old", revision=1)
     assert state.event(old, ticket("a")) == []
-    assert Now.from_json(state.cells["now"].read()).revision == 1
+    assert KeyRecord.from_json(state.cells["record"].read()).revision == 1
     assert state.event(old, ticket("b")) == []
     wait_for_call("a")
     GATE.set()
@@ -95,7 +96,7 @@ def test_an_open_run_ends_under_the_revision_it_began_with(worker: Any) -> None:
         ("results", "booked b after 1"),
     ]
     assert CALLS == {"a": 1, "b": 1}
-    assert Memory.from_json(state.cells["memory"].read()).revision == 2
+    assert KeyRecord.from_json(state.cells["record"].read()).session_revision == 2
 
 
 def test_going_back_to_an_older_revision_goes_on_from_the_session_in_state(worker: Any) -> None:
@@ -143,7 +144,7 @@ def test_a_ledger_that_refuses_for_good_stops_the_job_and_is_tried_again_by_the_
 
 
 def test_the_inbox_of_a_key_that_is_never_idle_is_compacted(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "QUICK_SECONDS", -1)  # no callback waits for a run, so each takes one event
+    monkeypatch.setattr(patience, "QUICK_SECONDS", -1)  # no callback waits for a run, so each takes one event
     GATE.set()
     state, dofn = KeyState(), worker("only")
     names = [f"t{number}" for number in range(200)]
@@ -157,7 +158,8 @@ def test_the_inbox_of_a_key_that_is_never_idle_is_compacted(worker: Any, monkeyp
     assert dict.fromkeys(names, 1) == CALLS
     assert state.cells["inbox"].most < 100
     assert not state.cells["inbox"].values
-    assert state.cells["now"].read() is None
+    assert KeyRecord.from_json(state.cells["record"].read()).waiting == 0
+    assert state.cells["batch"].read() is None
 
 
 def test_the_timer_of_an_event_that_came_twice_stays_until_both_are_done(worker: Any) -> None:
