@@ -76,6 +76,11 @@ class Transaction(Protocol):
         """What is there, in the order of scope and agent."""
         ...
 
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        """How many runs that are no tombstones were closed before the first time, and how many runs and tombstones
+        before the second. `doubtful` runs are not counted."""
+        ...
+
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         """Makes tombstones of runs closed before that time, the oldest first: `event` and `end` become empty,
         `resolution` becomes `None`, and their effects are dropped. Raises the horizon to the newest
@@ -105,6 +110,10 @@ class Ledger(ABC):
     keep_open: bool = False
     """Whether a worker process that has opened it keeps it until its own end, though nobody uses it for a while."""
 
+    schema_version: int = 1
+    """Of the form in which this release keeps records. A store of another one is brought up to date or refused by
+    `open`."""
+
     @property
     @abstractmethod
     def url(self) -> str:
@@ -116,12 +125,15 @@ class Ledger(ABC):
         """Given to the store when it was made, and remembered by Beam's state; known once it is open."""
 
     @abstractmethod
-    def open(self) -> None:
-        """Connects, and makes the store if it is not there.
+    def open(self, *, make: bool = True) -> None:
+        """Connects.
+
+        Args:
+            make: Makes the store if it is not there, now or when it has connected again. Who only looks does not.
 
         Raises:
             LedgerUnavailable: Try again later.
-            LedgerError: It cannot be used (another schema version, no permission).
+            LedgerError: It cannot be used (another schema version, no permission), or it is not there and not made.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ from beam_agents.engine.outcome import Outcome
 from beam_agents.errors import BeamAgentsError
 from beam_agents.ledger.cli_changes import prune, resolve
 from beam_agents.ledger.cli_desk import Desk, Refused, desk
-from beam_agents.ledger.cli_find import Wanted, ledger_view, run_page, runs_view
+from beam_agents.ledger.cli_find import ledger_view, run_page, runs_view
 from beam_agents.ledger.cli_text import age
 from beam_agents.ledger.cli_views import View
 from beam_agents.ledger.commands import FindRuns
@@ -140,8 +140,7 @@ def _show(opened: Desk, chosen: argparse.Namespace) -> tuple[View, Iterable[str]
 
 
 def _runs(opened: Desk, chosen: argparse.Namespace) -> tuple[View, Iterable[str]]:
-    wanted = _wanted(chosen)
-    view = runs_view(opened, replace(wanted, query=replace(wanted.query, which=chosen.which, limit=chosen.limit)))
+    view = runs_view(opened, replace(_wanted(chosen), which=chosen.which, limit=chosen.limit))
     return view, view.lines()
 
 
@@ -167,8 +166,8 @@ def _prune(opened: Desk, chosen: argparse.Namespace) -> tuple[View, Iterable[str
     return view, view.lines()
 
 
-def _wanted(chosen: argparse.Namespace) -> Wanted:
-    return Wanted(FindRuns(chosen.scope, chosen.agent, chosen.key, chosen.run), chosen.revision)
+def _wanted(chosen: argparse.Namespace) -> FindRuns:
+    return FindRuns(chosen.scope, chosen.agent, chosen.key, chosen.run, chosen.revision)
 
 
 def _positive(text: str) -> int:

@@ -11,14 +11,13 @@ from pydantic import JsonValue
 
 from beam_agents.engine.outcome import Outcome
 from beam_agents.ledger.cli_desk import Desk, Misused, Refused
-from beam_agents.ledger.cli_find import MOST, Wanted, one_run, uses_of
+from beam_agents.ledger.cli_find import MOST, one_run, uses_of
 from beam_agents.ledger.cli_text import duration, moment, table, utc, visible
 from beam_agents.ledger.cli_views import CallView, ResolutionView, View, json_text, parsed, resolutions_of
 from beam_agents.ledger.commands import (
     Busy,
-    FindClosed,
+    CountOld,
     FindRuns,
-    FoundClosed,
     FoundRuns,
     Loaded,
     Prune,
@@ -74,7 +73,7 @@ class ResolvedView(View):
         yield "another call of it is still in doubt" if self.still_in_doubt else "nothing in it is in doubt any more"
 
 
-def resolve(desk: Desk, wanted: Wanted, path: str, attempt: int | None, outcome: Outcome, by: str) -> ResolvedView:
+def resolve(desk: Desk, wanted: FindRuns, path: str, attempt: int | None, outcome: Outcome, by: str) -> ResolvedView:
     """Records or notes what a call came to.
 
     Args:
@@ -129,7 +128,7 @@ def _not_taken(answer: Loaded, before: Run, effect: Effect, said: Resolution) ->
     for noted in resolutions_of(run):
         if (noted.path, noted.attempt) == (said.path, said.attempt):
             if (noted.status, noted.value, noted.by) == (said.status, said.value, said.by):
-                return _resolved(run, now, said, "noted")
+                return _resolved(run, now, said, "noted" if now.status in (None, "in_doubt") else "recorded")
             view = ResolutionView.of(noted)
             raise Refused(f"{call}, was resolved already: {view.text()}", resolution=view.model_dump(mode="json"))
     if now.status is not None:
@@ -189,8 +188,8 @@ class PrunedUse(View):
     agent: str
     runs: int
     """Made tombstones."""
-    tombstones: int | None
-    """Dropped; `None` if that is not known before it is done."""
+    tombstones: int
+    """Dropped; those of runs that are pruned now are among them if they are old enough."""
     doubtful_kept: int
     """Old enough, and kept: a person has to resolve them first."""
 
@@ -210,15 +209,15 @@ class PrunedView(View):
         if not self.uses:
             yield "it has no runs"
             return
-        runs = "WOULD BE PRUNED" if self.dry_run else "PRUNED"
+        would = "WOULD BE " if self.dry_run else ""
         yield from table(
-            ("SCOPE", "AGENT", runs, "TOMBSTONES DROPPED", "IN DOUBT, KEPT"),
+            ("SCOPE", "AGENT", f"{would}PRUNED", f"TOMBSTONES {would}DROPPED", "IN DOUBT, KEPT"),
             [
                 (
                     use.scope,
                     use.agent,
                     str(use.runs),
-                    "not known yet" if use.tombstones is None else str(use.tombstones),
+                    str(use.tombstones),
                     str(use.doubtful_kept),
                 )
                 for use in self.uses
@@ -288,11 +287,9 @@ def _pruned(desk: Desk, use: UseSummary, closed_for: float, tombstones_for: floa
 
 
 def _foreseen(desk: Desk, use: UseSummary, closed_for: float, tombstones_for: float) -> PrunedUse:
-    late = desk.expect(FoundClosed, FindClosed(use.scope, use.agent, within=closed_for, limit=MOST)).runs
+    old = desk.expect(PruneDone, CountOld(use.scope, use.agent, closed_for, tombstones_for))
     kept = _doubtful_kept(desk, use, closed_for)
-    runs = max(0, use.ended - len(late) - kept)
-    tombstones = None if use.tombstones else 0
-    return PrunedUse(scope=use.scope, agent=use.agent, runs=runs, tombstones=tombstones, doubtful_kept=kept)
+    return PrunedUse(scope=use.scope, agent=use.agent, runs=old.runs, tombstones=old.tombstones, doubtful_kept=kept)
 
 
 def _doubtful_kept(desk: Desk, use: UseSummary, closed_for: float) -> int:

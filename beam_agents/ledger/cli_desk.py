@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -11,7 +10,6 @@ from typing import Any, TypeVar
 from beam_agents.errors import BeamAgentsError, ConfigurationError
 from beam_agents.ledger.base import Ledger, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command
-from beam_agents.ledger.sqlite import SqliteLedger
 from beam_agents.ledger.urls import ledger_from
 
 A = TypeVar("A")
@@ -44,7 +42,8 @@ class Misused(Refused):
 
 
 class Desk:
-    """A ledger that is open for one command; a store that is busy or away for a moment is asked again.
+    """A ledger that is open for one command, which does not make it; a store that is busy or away for a moment is asked
+    again.
 
     Args:
         ledger: Not open.
@@ -56,7 +55,7 @@ class Desk:
         self._patience = patience
 
     def __enter__(self) -> Desk:
-        self._patiently(self.ledger.open)
+        self._patiently(lambda: self.ledger.open(make=False))
         return self
 
     def __exit__(
@@ -96,7 +95,6 @@ def desk(url: str) -> Desk:
     """The desk for the ledger at a URL, not open.
 
     Raises:
-        Refused: There is no such file, and to look at a ledger does not make one.
         Misused: The URL names no ledger that another process could have.
     """
     try:
@@ -105,13 +103,4 @@ def desk(url: str) -> Desk:
         raise Misused(str(error)) from error
     if not ledger.durable:
         raise Misused(f"{url!r} lives in the process that uses it; name a ledger that others can open")
-    if isinstance(ledger, SqliteLedger):
-        path = ledger.url.removeprefix("sqlite:///")
-        if not os.path.exists(path):
-            raise Refused(
-                f"there is no ledger {path!r}, and looking does not make one; sqlite:///NAME is below this folder, "
-                "sqlite:////PATH is absolute"
-            )
-        if os.path.isfile(path) and os.path.getsize(path) == 0:
-            raise Refused(f"{path!r} is an empty file and no ledger")
     return Desk(ledger)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from beam_agents.ledger.cli_desk import Desk, Misused, Refused
 from beam_agents.ledger.cli_text import keys_of, utc
@@ -18,23 +18,16 @@ MOST = 2**31 - 1
 _CANDIDATES = 20
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which runs are meant; `None` stands for all."""
+def runs_of(desk: Desk, wanted: FindRuns) -> list[Run]:
+    """The runs that are meant, those opened last first.
 
-    query: FindRuns
-    """Its `key` is as it was typed."""
-    revision: int | None = None
-
-    def among(self, desk: Desk) -> list[Run]:
-        """The runs, those opened last first."""
-        keys = [None] if self.query.key is None else keys_of(self.query.key)
-        queries = [replace(self.query, key=key) for key in keys]
-        if self.revision is not None:  # the ledger cannot choose by it
-            queries = [replace(query, limit=MOST) for query in queries]
-        found = [run for query in queries for run in desk.expect(FoundRuns, query).runs]
-        meant = [run for run in found if self.revision in (None, run.key.revision)]
-        return sorted(meant, key=lambda run: -run.opened_at)[: self.query.limit]
+    Args:
+        desk: The ledger.
+        wanted: What was asked for, its `key` as it was typed.
+    """
+    keys = [None] if wanted.key is None else keys_of(wanted.key)
+    found = [run for key in keys for run in desk.expect(FoundRuns, replace(wanted, key=key)).runs]
+    return sorted(found, key=lambda run: -run.opened_at)[: wanted.limit]
 
 
 def ledger_view(desk: Desk) -> LedgerView:
@@ -43,7 +36,12 @@ def ledger_view(desk: Desk) -> LedgerView:
     for use in desk.expect(Summary, Summarize()).uses:
         orphans = desk.expect(Orphans, FindOrphans(use.scope, use.agent, MOST)).runs if use.open else ()
         uses.append(UseView.of(use, len(orphans)))
-    return LedgerView(ledger=desk.ledger.url, identity=desk.ledger.identity, uses=uses)
+    return LedgerView(
+        ledger=desk.ledger.url,
+        identity=desk.ledger.identity,
+        schema_version=desk.ledger.schema_version,
+        uses=uses,
+    )
 
 
 def uses_of(desk: Desk, scope: str | None, agent: str | None) -> Sequence[UseSummary]:
@@ -61,13 +59,13 @@ def uses_of(desk: Desk, scope: str | None, agent: str | None) -> Sequence[UseSum
     return meant
 
 
-def runs_view(desk: Desk, wanted: Wanted) -> RunsView:
+def runs_view(desk: Desk, wanted: FindRuns) -> RunsView:
     """The runs that are meant, with what the open ones wait for."""
-    now, runs = time.time(), wanted.among(desk)
+    now, runs = time.time(), runs_of(desk, wanted)
     return RunsView(ledger=desk.ledger.url, at=utc(now), runs=_views(desk, runs, now))
 
 
-def run_page(desk: Desk, wanted: Wanted) -> RunPage:
+def run_page(desk: Desk, wanted: FindRuns) -> RunPage:
     """All about the run that is meant.
 
     Raises:
@@ -79,15 +77,14 @@ def run_page(desk: Desk, wanted: Wanted) -> RunPage:
     return page(desk.ledger.url, RunView.of(run, effects, now, orphaned=orphaned), run, effects, utc(now))
 
 
-def one_run(desk: Desk, wanted: Wanted) -> tuple[Run, Sequence[Effect]]:
+def one_run(desk: Desk, wanted: FindRuns) -> tuple[Run, Sequence[Effect]]:
     """The run that is meant, with its journal.
 
     Raises:
         Refused: There is none.
         Misused: There are several.
     """
-    query = wanted.query
-    found = replace(wanted, query=replace(query, limit=_CANDIDATES)).among(desk)
+    found = runs_of(desk, replace(wanted, limit=_CANDIDATES))
     if len(found) > 1:
         names = [run.key for run in found]
         listed = "".join(
@@ -95,20 +92,19 @@ def one_run(desk: Desk, wanted: Wanted) -> tuple[Run, Sequence[Effect]]:
             for name in names
         )
         raise Misused(
-            f"several runs have the id {query.run_id!r}; say which:{listed}",
+            f"several runs have the id {wanted.run_id!r}; say which:{listed}",
             candidates=[name._asdict() for name in names],
         )
     loaded = desk.expect(Loaded, Load(found[0].key)) if found else Loaded(None)
     if loaded.run is None or loaded.run.tombstone:
         raise Refused(
-            f"{desk.ledger.url} has no run {query.run_id!r}{_narrowed(wanted)}: it was never opened, or it was pruned"
+            f"{desk.ledger.url} has no run {wanted.run_id!r}{_narrowed(wanted)}: it was never opened, or it was pruned"
         )
     return loaded.run, loaded.effects
 
 
-def _narrowed(wanted: Wanted) -> str:
-    query = wanted.query
-    options = (("scope", query.scope), ("agent", query.agent), ("key", query.key), ("revision", wanted.revision))
+def _narrowed(wanted: FindRuns) -> str:
+    options = (("scope", wanted.scope), ("agent", wanted.agent), ("key", wanted.key), ("revision", wanted.revision))
     return "".join(f", {name} {value!r}" for name, value in options if value is not None)
 
 

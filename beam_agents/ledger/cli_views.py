@@ -65,11 +65,19 @@ class LedgerView(View):
     """Its URL, without a password."""
     identity: str
     """What the state of jobs remembers it by."""
+    schema_version: int
+    """Of the form in which it keeps records."""
     uses: list[UseView]
 
     def lines(self) -> Iterator[str]:
         """For eyes."""
-        yield from labelled((("ledger", visible(self.ledger)), ("identity", self.identity)))
+        yield from labelled(
+            (
+                ("ledger", visible(self.ledger)),
+                ("identity", self.identity),
+                ("schema", f"version {self.schema_version}"),
+            )
+        )
         if not self.uses:
             yield "it has no runs"
             return
@@ -249,7 +257,7 @@ class CallView(View):
 
 
 class ResolutionView(View):
-    """What a person noted about a call of an ended run."""
+    """What a person said about a call."""
 
     path: str
     attempt: int
@@ -337,7 +345,7 @@ def page(ledger: str, view: RunView, run: Run, effects: Sequence[Effect], at: da
 
 
 def resolutions_of(run: Run) -> tuple[Resolution, ...]:
-    """What persons found out about the calls of a run that has ended."""
+    """What persons found out about the calls of a run."""
     return _RESOLUTIONS.validate_json(run.resolution or "[]")
 
 

@@ -131,6 +131,7 @@ class FindRuns:
     key: str | None = None
     """The Beam key as canonical JSON."""
     run_id: str | None = None
+    revision: int | None = None
     which: Literal["all", "open", "doubtful", "failed"] = "all"
     """`failed`: ended without an answer."""
     limit: int = 100
@@ -145,8 +146,8 @@ class Summarize:
 class Resolve:
     """Records what a person found out about a call without a known outcome.
 
-    Of an open run that nobody drives it is the call's outcome, with which the run goes on. Of an ended run it is noted:
-    what was emitted stands.
+    Of an open run that nobody drives it is the call's outcome, with which the run goes on. Of an ended run it is only
+    noted: what was emitted stands. Either way the run keeps who has said it.
 
     Answers: `Recorded` (the outcome of an open run's call), `Resolved` (noted), `Busy` (a worker that is alive drives
     the run), `Loaded` (there is no such run, it is pruned, or it has no such call without a known outcome).
@@ -174,6 +175,18 @@ class Prune:
 
 
 @dataclass(frozen=True, slots=True)
+class CountOld:
+    """Counts what `Prune` would drop if it were given until there is no more. Answers: `PruneDone`."""
+
+    scope: str
+    agent: str
+    closed_for: float
+    """As that of `Prune`."""
+    tombstones_for: float
+    """As that of `Prune`; not less than `closed_for`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadHorizon:
     """Reads how far a use of an agent was pruned. Answers: `HorizonIs`."""
 
@@ -196,6 +209,7 @@ Command: TypeAlias = (
     | Summarize
     | Resolve
     | Prune
+    | CountOld
     | ReadHorizon
 )
 
@@ -348,7 +362,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class PruneDone:
-    """How much was dropped."""
+    """How much was dropped, or would be."""
 
     runs: int
     """Made tombstones."""

@@ -77,6 +77,7 @@ from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.commands import (
     Answer,
     Command,
+    CountOld,
     FindClosed,
     FindOrphans,
     FindRuns,
@@ -98,7 +99,7 @@ _EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 _URL = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(/(?P<prefix>[^?#\s]*))?")
 _LONGEST_PREFIX = 120
 _IDENTITY_SECONDS = 2.0
-_ELSEWHERE = (FindOrphans, FindClosed, FindRuns, Summarize, Prune, ReadHorizon)
+_ELSEWHERE = (FindOrphans, FindClosed, FindRuns, Summarize, Prune, CountOld, ReadHorizon)
 """What is not about one key; the commands before it are carried out first."""
 
 
@@ -120,6 +121,8 @@ class GcsLedger(Ledger):
     Raises:
         ConfigurationError: The URL names no bucket, or a number is not positive.
     """
+
+    schema_version = _SCHEMA_VERSION
 
     def __init__(
         self,
@@ -178,7 +181,7 @@ class GcsLedger(Ledger):
         """Requests to the server since it was opened."""
         return self._traffic.requests
 
-    def open(self) -> None:
+    def open(self, *, make: bool = True) -> None:
         if self._store is not None:
             return
         store = GcsStore(
@@ -189,7 +192,7 @@ class GcsLedger(Ledger):
             timeout=self._timeout,
         )
         try:
-            self._identity = self._prepare(store)
+            self._identity = self._prepare(store, make)
         except BaseException:
             store.close()
             raise
@@ -234,9 +237,11 @@ class GcsLedger(Ledger):
             answers.update(zip(numbers, part_answers, strict=True))
         return [answers[number] for number in range(len(commands))]
 
-    def _prepare(self, store: GcsStore) -> str:
+    def _prepare(self, store: GcsStore, make: bool) -> str:
         """Makes or checks the store; returns its identity."""
         stored = store.get(IDENTITY)
+        if stored is None and not make:
+            raise LedgerError(f"there is no ledger at {self.url!r}: correct the prefix")
         if stored is None:
             made = {"format": _FORMAT, "schema_version": _SCHEMA_VERSION, "identity": uuid.uuid4().hex}
             store.put(IDENTITY, encode(made), 0)

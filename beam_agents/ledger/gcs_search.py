@@ -147,6 +147,30 @@ class GcsSearch:
             for scope, agent in sorted({(scope, agent) for scope, agent, _ in count})
         ]
 
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        """How many runs and tombstones a prune would come upon; see `Transaction.count_old`."""
+        since, maybe_open = newest_first(closed_before), set(self._marked("open", scope, agent))
+        closed = {
+            mark.run: mark.marker
+            for mark in self.marks(marker_folder("closed", scope, agent), since)
+            if newest_first(mark.marker.closed_at) != since
+        }
+        tombstones = self._marked("tombstones", scope, agent)
+        unsure = [
+            key
+            for key, marker in closed.items()
+            if marker.came_to == "doubtful" or key in maybe_open or key in tombstones
+        ]
+        for key, run in zip(unsure, self._look_at_closed(unsure), strict=True):
+            if run is None or not run.end or run.doubtful:
+                del closed[key]
+        tombstones = {key: marker for key, marker in tombstones.items() if key not in closed}
+        older = [marker for marker in (*closed.values(), *tombstones.values()) if marker.closed_at < forgotten_before]
+        return len(closed), len(older)
+
+    def _marked(self, kind: str, scope: str, agent: str) -> dict[RunKey, Marker]:
+        return {mark.run: mark.marker for mark in self.marks(marker_folder(kind, scope, agent))}
+
     def marks(self, folder: str, start: str = "", end: str | None = None) -> Iterator[Mark]:
         """The markers of a folder, in order, from a time to another."""
         for name in self._store.names(folder, start, end):
@@ -164,9 +188,9 @@ class GcsSearch:
         """The markers of what may be asked for."""
         came_to = {"doubtful": ("doubtful",), "failed": ("failed", "doubtful")}.get(query.which)
         for mark in self.marks(marker_folder(kind, query.scope, query.agent)):
-            own = (mark.run.agent, mark.run.key, mark.run.run_id)
-            wanted = (query.agent, query.key, query.run_id)
-            if all(text in (None, value) for text, value in zip(wanted, own, strict=True)) and (
+            own = (mark.run.agent, mark.run.key, mark.run.run_id, mark.run.revision)
+            wanted = (query.agent, query.key, query.run_id, query.revision)
+            if all(asked in (None, value) for asked, value in zip(wanted, own, strict=True)) and (
                 came_to is None or mark.marker.came_to in came_to
             ):
                 yield mark

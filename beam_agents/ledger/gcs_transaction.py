@@ -211,6 +211,9 @@ class GcsTransaction:
     def uses(self) -> Sequence[UseSummary]:
         return self._shared.search.uses()
 
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        return self._shared.search.count_old(scope, agent, closed_before, forgotten_before)
+
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         return self._shared.retention.prune(scope, agent, closed_before, limit)
 

@@ -47,7 +47,7 @@ class MemoryLedger(Ledger):
     def identity(self) -> str:
         return self._identity
 
-    def open(self) -> None:
+    def open(self, *, make: bool = True) -> None:
         pass
 
     def close(self) -> None:
@@ -129,6 +129,11 @@ class MemoryLedger(Ledger):
             if (of_it := [run for run in runs if (run.key.scope, run.key.agent) == (scope, agent)])
         ]
 
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        prunable = self._closed_before(scope, agent, closed_before, tombstones=False)
+        older = self._closed_before(scope, agent, forgotten_before, tombstones=False)
+        return len(prunable), len(older) + len(self._closed_before(scope, agent, forgotten_before, tombstones=True))
+
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         old = self._closed_before(scope, agent, closed_before, tombstones=False)[:limit]
         for run in old:
@@ -167,7 +172,7 @@ class MemoryLedger(Ledger):
 def _is_asked_for(query: FindRuns, run: Run) -> bool:
     key = run.key
     asked = ((query.scope, key.scope), (query.agent, key.agent), (query.key, key.key), (query.run_id, key.run_id))
-    if run.tombstone or any(wanted not in (None, own) for wanted, own in asked):
+    if run.tombstone or any(wanted not in (None, own) for wanted, own in (*asked, (query.revision, key.revision))):
         return False
     match query.which:
         case "open":

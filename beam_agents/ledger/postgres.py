@@ -16,7 +16,7 @@ from beam_agents.ledger.base import Ledger, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command
 from beam_agents.ledger.postgres_connection import Connection
 from beam_agents.ledger.postgres_rows import Statements
-from beam_agents.ledger.postgres_schema import prepare
+from beam_agents.ledger.postgres_schema import SCHEMA_VERSION, prepare
 from beam_agents.ledger.postgres_transaction import PostgresTransaction
 from beam_agents.ledger.rules import carry_out
 
@@ -77,6 +77,8 @@ class PostgresLedger(Ledger):
         ConfigurationError: The URL does not name a database and a schema.
     """
 
+    schema_version = SCHEMA_VERSION
+
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
         self._secret_url = url
         self._schema, self._parameters = _parse(url)
@@ -86,6 +88,7 @@ class PostgresLedger(Ledger):
         self._identity = ""
         self._idle_seconds = _IDLE_SECONDS
         self._opened = False
+        self._make = True
         self._connection: Connection | None = None
 
     def __reduce__(self) -> tuple[type[PostgresLedger], tuple[str]]:
@@ -105,7 +108,8 @@ class PostgresLedger(Ledger):
             raise RuntimeError(f"{self!r} has no identity before open()")
         return self._identity
 
-    def open(self) -> None:
+    def open(self, *, make: bool = True) -> None:
+        self._make = make
         if self._connection is None:
             self._connect()
         self._opened = True
@@ -145,7 +149,7 @@ class PostgresLedger(Ledger):
             self._raise(error)
         try:
             self._set_up(connection)
-            identity = prepare(connection, self._schema, repr(self), self._clock)
+            identity = prepare(connection, self._schema, repr(self), self._clock, make=self._make)
         except psycopg.Error as error:
             _close(connection)
             self._raise(error)

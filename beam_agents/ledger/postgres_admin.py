@@ -44,8 +44,14 @@ class PostgresAdmin:
 
     def find_runs(self, query: FindRuns) -> Sequence[Run]:
         """See `Transaction.find_runs`."""
-        asked = {"scope": query.scope, "agent": query.agent, "key": query.key, "run_id": query.run_id}
-        wanted: dict[str, Any] = {column: value for column, value in asked.items() if value is not None}
+        asked: dict[str, Any] = {
+            "scope": query.scope,
+            "agent": query.agent,
+            "key": query.key,
+            "run_id": query.run_id,
+            "revision": query.revision,
+        }
+        wanted = {column: value for column, value in asked.items() if value is not None}
         if query.scope is not None and query.agent is not None:
             wanted["used_by"] = rows.use_id(query.scope, query.agent)
         conditions = " AND ".join([_WHICH[query.which], *(f"{column} = %({column})s" for column in wanted)])
@@ -66,6 +72,20 @@ class PostgresAdmin:
             for scope, agent, opened, ended, doubtful, tombstones, pruned_to in found
         ]
         return sorted(counted, key=lambda use: (use.scope, use.agent))
+
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        """See `Transaction.count_old`."""
+        closed, tombstone = "ending <> '' AND NOT doubtful", "ending = ''"
+        of_use = f"SELECT count(*) FROM {self._runs} WHERE used_by = %(used_by)s AND"
+        ((runs, older, tombstones),) = self._ask_patiently(
+            f"SELECT ({of_use} {closed} AND closed_at < %(closed_before)s), "
+            f"({of_use} {closed} AND closed_at < %(forgotten_before)s), "
+            f"({of_use} {tombstone} AND closed_at < %(forgotten_before)s)",
+            used_by=rows.use_id(scope, agent),
+            closed_before=microseconds(closed_before),
+            forgotten_before=microseconds(forgotten_before),
+        )
+        return runs, older + tombstones
 
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         """See `Transaction.prune`."""

@@ -10,7 +10,7 @@ import psycopg
 from beam_agents.errors import LedgerError
 from beam_agents.ledger.postgres_connection import Connection
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = 2
 
 _MAKING = 0x42414C67
 """The number of the lock that makers hold; another one for each schema."""
@@ -80,7 +80,7 @@ _FAILURE_OF_1 = '{"schema_version":1,"kind":"failure","output":null,'
 """How the end of a run without an answer began. There alone it stood why."""
 
 
-def prepare(connection: Connection, schema: str, name: str, clock: Callable[[], float] | None) -> str:
+def prepare(connection: Connection, schema: str, name: str, clock: Callable[[], float] | None, *, make: bool) -> str:
     """Makes the store if it is not there, or brings one of the version before up to date; checks it, deletes old
     leases, and returns its identity.
 
@@ -89,12 +89,15 @@ def prepare(connection: Connection, schema: str, name: str, clock: Callable[[], 
         schema: The PostgreSQL schema, which has no characters that need quotes.
         name: Names the ledger in errors.
         clock: Instead of the server's; for tests.
+        make: Whether it may be made.
 
     Raises:
-        LedgerError: The schema is another program's or another release's, or this user may not use it.
+        LedgerError: The schema is another program's or another release's, this user may not use it, or it is not there.
         psycopg.Error: What the server says.
     """
     if not _has_store(connection, schema):
+        if not make:
+            raise LedgerError(f"there is no ledger in the schema {schema!r} of {name}: correct the URL, ?schema=...")
         with connection.transaction():
             # CREATE ... IF NOT EXISTS fails when two do it at once.
             connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_MAKING, schema))
@@ -104,7 +107,7 @@ def prepare(connection: Connection, schema: str, name: str, clock: Callable[[], 
     if meta["schema_version"] == "1":
         _bring_up_to_date(connection, schema, name)
         meta = _meta(connection, schema, name)
-    if meta["schema_version"] != SCHEMA_VERSION:
+    if meta["schema_version"] != str(SCHEMA_VERSION):
         raise LedgerError(
             f"{name} has schema version {meta['schema_version']}, this release reads {SCHEMA_VERSION}; "
             "use the release that wrote it, or give another schema"
@@ -129,7 +132,7 @@ def _make(connection: Connection, schema: str, name: str) -> None:
     elif connection.execute("SELECT 1 FROM pg_class WHERE relnamespace = %s LIMIT 1", space).fetchone():
         raise LedgerError(_others(schema, name))
     connection.execute((_TABLES + _INDEXES + _HORIZONS).format(schema=schema))
-    for row in (("identity", uuid.uuid4().hex), ("schema_version", SCHEMA_VERSION)):
+    for row in (("identity", uuid.uuid4().hex), ("schema_version", str(SCHEMA_VERSION))):
         connection.execute(f"INSERT INTO {schema}.meta VALUES (%s, %s)", row)
 
 
@@ -152,7 +155,7 @@ def _bring_up_to_date(connection: Connection, schema: str, name: str) -> None:
                 connection.execute(f"SET LOCAL statement_timeout = '{_UPDATE_SECONDS}s'")
                 connection.execute(statements)
                 connection.execute(
-                    f"UPDATE {schema}.meta SET value = %s WHERE name = 'schema_version'", (SCHEMA_VERSION,)
+                    f"UPDATE {schema}.meta SET value = %s WHERE name = 'schema_version'", (str(SCHEMA_VERSION),)
                 )
     except psycopg.errors.InsufficientPrivilege as error:
         raise LedgerError(

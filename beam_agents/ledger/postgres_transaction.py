@@ -25,6 +25,7 @@ from beam_agents.ledger.columns import microseconds
 from beam_agents.ledger.commands import (
     Close,
     Command,
+    CountOld,
     FindClosed,
     FindOrphans,
     FindRuns,
@@ -223,6 +224,10 @@ class PostgresTransaction:
         self._send_changes()
         return self._admin().uses()
 
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        self._send_changes()
+        return self._admin().count_old(scope, agent, closed_before, forgotten_before)
+
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         self._begin_anew()
         return self._admin().prune(scope, agent, closed_before, limit)
@@ -377,7 +382,9 @@ def _wanted_by(commands: Iterable[Command]) -> _Wanted:
                 wanted.attempts.add((command.run, command.path, command.attempt))
             case ReadHead():
                 wanted.heads.add(command.head)
-            case Renew() | FindOrphans() | FindClosed() | FindRuns() | Summarize() | Prune() | ReadHorizon():
+            case (
+                Renew() | FindOrphans() | FindClosed() | FindRuns() | Summarize() | Prune() | CountOld() | ReadHorizon()
+            ):
                 pass
             case _:
                 wanted.runs.add(command.run)

@@ -80,7 +80,7 @@ class Run:
     doubtful: bool = False
     """Whether it ended with a call in doubt that no person has resolved yet."""
     resolution: str | None = None
-    """What persons found out about calls that were in doubt when it ended: a JSON list of `Resolution`."""
+    """What persons found out about its calls: a JSON list of `Resolution`."""
 
     @property
     def tombstone(self) -> bool:

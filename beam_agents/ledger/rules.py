@@ -20,6 +20,7 @@ from beam_agents.ledger.commands import (
     Closed,
     Command,
     Conflict,
+    CountOld,
     Done,
     Fenced,
     FindClosed,
@@ -102,6 +103,10 @@ def carry_out(tx: Transaction, command: Command) -> Answer:
             now = tx.now()
             forgotten = tx.forget(command.scope, command.agent, now - command.tombstones_for, command.limit)
             return PruneDone(tx.prune(command.scope, command.agent, now - command.closed_for, command.limit), forgotten)
+        case CountOld():
+            now = tx.now()
+            closed_before, forgotten_before = now - command.closed_for, now - command.tombstones_for
+            return PruneDone(*tx.count_old(command.scope, command.agent, closed_before, forgotten_before))
         case ReadHorizon():
             return HorizonIs(tx.horizon(command.scope, command.agent))
         case _:
@@ -237,20 +242,22 @@ def _resolve(tx: Transaction, command: Resolve) -> Answer:
     effect = tx.effect(command.run, found.path, found.attempt) if run and not run.tombstone else None
     if run is None or effect is None:
         return Loaded(run)
+    noted = _RESOLUTIONS.validate_json(run.resolution or "[]")
+    resolution = _RESOLUTIONS.dump_json([*noted, found]).decode()
     if run.end is None:
         until = _lease_end(tx, run)
         if until > tx.now():
             return Busy(run, until)
         if effect.effect != "once" or effect.status is not None:
             return Loaded(run, tx.effects(run.key))
-        return _record(tx, Record(run.key, found.path, found.attempt, found.status, found.value))
-    noted = _RESOLUTIONS.validate_json(run.resolution or "[]")
+        recorded = _record(tx, Record(run.key, found.path, found.attempt, found.status, found.value))
+        tx.put_run(replace(tx.run(run.key) or run, resolution=resolution))
+        return recorded
     waiting = {(e.path, e.attempt) for e in tx.effects(run.key) if e.status == "in_doubt" or _left_open(e)}
     waiting -= {(done.path, done.attempt) for done in noted}
     if (found.path, found.attempt) not in waiting:
         return Loaded(run, tx.effects(run.key))
     waiting.remove((found.path, found.attempt))
-    resolution = _RESOLUTIONS.dump_json([*noted, found]).decode()
     run = replace(run, resolution=resolution, doubtful=bool(waiting))
     tx.put_run(run)
     return Resolved(run)

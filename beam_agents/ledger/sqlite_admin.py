@@ -42,7 +42,13 @@ _USES = " UNION ALL ".join(
 def find_runs(connection: sqlite3.Connection, query: FindRuns) -> list[Run]:
     """See `Transaction.find_runs`."""
     table, condition, order = _WHICH[query.which]
-    asked = {"scope": query.scope, "agent": query.agent, "key": query.key, "run_id": query.run_id}
+    asked: dict[str, Any] = {
+        "scope": query.scope,
+        "agent": query.agent,
+        "key": query.key,
+        "run_id": query.run_id,
+        "revision": query.revision,
+    }
     wanted = {column: value for column, value in asked.items() if value is not None}
     # With '+' no index is used: from the newest on, the limit is reached soon, and nothing is sorted.
     plus = "+" if order == "id" and not wanted.keys() & {"key", "run_id"} else ""
@@ -69,6 +75,20 @@ def uses(connection: sqlite3.Connection) -> list[UseSummary]:
         )
         for use, count in sorted(counts.items())
     ]
+
+
+def count_old(
+    connection: sqlite3.Connection, scope: str, agent: str, closed_before: float, forgotten_before: float
+) -> tuple[int, int]:
+    """See `Transaction.count_old`."""
+    of_use = "SELECT count(*) FROM runs WHERE scope = ? AND agent = ? AND closed_at < ?"
+    runs, tombstones = f"{of_use} AND ending <> '' AND doubtful = 0", f"{of_use} AND ending = ''"
+
+    def count(sql: str, before: float) -> int:
+        found: int = execute(connection, sql, (scope, agent, microseconds(before))).fetchone()[0]
+        return found
+
+    return count(runs, closed_before), count(runs, forgotten_before) + count(tombstones, forgotten_before)
 
 
 def prune(connection: sqlite3.Connection, scope: str, agent: str, closed_before: float, limit: int) -> int:

@@ -62,15 +62,16 @@ _FROM_1 = (
 """What makes a store of version 1 one of version 2."""
 
 
-def prepare(connection: sqlite3.Connection, name: str) -> str:
+def prepare(connection: sqlite3.Connection, name: str, *, make: bool) -> str:
     """Makes the store if it is not there, brings one of the version before up to date, and returns its identity.
 
     Args:
         connection: In autocommit mode.
         name: Names the ledger in errors.
+        make: Whether it may be made.
 
     Raises:
-        LedgerError: It is another program's, another release's, or cannot be shared by processes.
+        LedgerError: It is another program's, another release's, cannot be shared by processes, or is not there.
         sqlite3.Error: What SQLite says.
     """
     # Tables before the id: both appear at once, so a file that is being made is not taken for a stranger's.
@@ -78,6 +79,8 @@ def prepare(connection: sqlite3.Connection, name: str) -> str:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and application != APPLICATION_ID:
         raise LedgerError(f"{name} is the database of another program; give the ledger a file of its own")
+    if not tables and not make:
+        raise LedgerError(f"there is no ledger in {name}, which is an empty file: correct the path")
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise LedgerError(f"{name}: its file system cannot be shared by processes; put the file on a local disk")

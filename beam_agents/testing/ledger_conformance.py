@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.commands import (
     Answer,
@@ -209,6 +210,21 @@ class LedgerConformance(LedgerRules, LedgerSearches, LedgerRetention, LedgerReso
         again.open()
         assert (again.apply(reading), again.identity) == (before, identity)
         assert isinstance(again.apply([opening(run_key("b"), "worker-2")])[0], Busy)
+        again.close()
+
+    def test_looking_makes_no_ledger(self, make_ledger: Callable[..., Ledger]) -> None:
+        ledger = make_ledger()
+        if not ledger.durable:
+            pytest.skip("this ledger is there from the start")
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="there is no ledger"):
+                ledger.open(make=False)
+        ledger.open()
+        ledger.close()
+        again = make_ledger()
+        again.open(make=False)
+        assert again.identity == ledger.identity
+        assert again.schema_version == ledger.schema_version >= 1
         again.close()
 
     # ---- processes ----

@@ -56,7 +56,10 @@ class LedgerResolving(LedgerTests):
         assert recorded == Recorded(outcome, new=True)
         opened = store.expect(Opened, opening(run_key(), "worker-2"))
         assert opened.effects == (outcome,)
-        assert opened.run.resolution is None
+        said = replace(found().resolution, at=store.clock.now)
+        assert RESOLUTIONS.validate_json(opened.run.resolution or "") == [said]
+        closed = store.expect(Closed, Close(run_key(), 2, "end", None)).run
+        assert (closed.resolution, closed.doubtful) == (opened.run.resolution, False)
 
     def test_a_run_with_a_live_worker_is_left_to_it(self, store: Store) -> None:
         store.do(opening(run_key()))

@@ -10,6 +10,7 @@ from beam_agents.ledger.commands import (
     Close,
     Closed,
     Conflict,
+    CountOld,
     Fenced,
     FindClosed,
     FoundClosed,
@@ -201,6 +202,30 @@ class LedgerRetention(LedgerTests):
         ended(store, 2)
         store.clock.now += 10 * DAY
         assert [store.do(prune(DAY, DAY)) for _ in range(3)] == [PruneDone(2, 0), PruneDone(0, 2), PruneDone(0, 0)]
+
+    def test_what_would_be_dropped_is_counted(self, store: Store) -> None:
+        ended(store, 3)
+        store.clock.now = NOW + 10 * DAY
+        store.do(prune())
+        later = [run_key(f"later{number}", f'"k{number}"') for number in range(4)]
+        for run in later:
+            store.complete(run, reason="in_doubt" if run == later[1] else None)
+            store.clock.now += 1
+        store.do(opening(run_key("open", '"k9"')))
+        other = run_key("other", scope="other")
+        store.complete(other)
+        store.clock.now = NOW + 20 * DAY
+
+        def counted(closed_for: float, tombstones_for: float) -> PruneDone:
+            return store.expect(PruneDone, CountOld("scope", "fraud", closed_for, tombstones_for))
+
+        assert counted(DAY, LONG) == PruneDone(3, 0)
+        assert counted(10 * DAY - 3, 20 * DAY - 1) == PruneDone(2, 1)
+        assert counted(10 * DAY, 10 * DAY) == PruneDone(0, 3)
+        assert counted(DAY, DAY) == PruneDone(3, 6)
+        dropped = [store.expect(PruneDone, prune(DAY, DAY)) for _ in range(3)]
+        assert (sum(done.runs for done in dropped), sum(done.tombstones for done in dropped)) == (3, 6)
+        assert counted(DAY, DAY) == PruneDone(0, 0)
 
     def test_tombstones_younger_than_that_stay(self, store: Store) -> None:
         runs = ended(store, 3)

@@ -25,11 +25,16 @@ from pathlib import Path
 from beam_agents.testing import FAULT_POINTS
 from benchmarks.crash.client import Server, running_server
 from benchmarks.crash.passes import Pass
+from benchmarks.crash.rivals.systems import RIVALS
 from benchmarks.crash.systems import MOST_SCENARIOS, SYSTEMS, installed
 from benchmarks.crash.tables import Row, as_json, as_text, summed
 
 UNDISTURBED = "none"
 """In the place of a fault point: nothing crashes."""
+
+APART_SECONDS = 0.2
+"""Between the answers to calls side by side, where that is the matter: one is recorded while the others have been made
+and are not back."""
 
 _Task = tuple[str, str, str]
 """System, fault point, scenario."""
@@ -91,6 +96,8 @@ def compare(server: Server, systems: Sequence[str], scenarios: Sequence[str], jo
         return summed(_progress(_made(partial(_take, server.url), tasks, jobs), len(tasks)))
     finally:
         gc.unfreeze()
+        for rival in RIVALS.values():
+            rival.close()
 
 
 def _made(take: partial[Row], tasks: Sequence[_Task], jobs: int) -> Iterator[Row]:
@@ -112,11 +119,11 @@ def _progress(rows: Iterable[Row], of: int) -> Iterator[Row]:
 
 def _take(url: str, task: _Task) -> Row:
     system, point, scenario = task
-    server = Server(url)
-    server.post("/begin", scenario=scenario)
+    server = Server(f"{url}/{system}/{point}")  # a place of its own: other passes of the scenario may be under way
+    server.post("/begin", scenario=scenario, apart=APART_SECONDS if point == "in_parallel" else 0.0)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        passed = SYSTEMS[system](Pass(url, scenario, point, Path(folder)))
+        passed = SYSTEMS[system](Pass(server.url, scenario, point, Path(folder)))
     seconds = time.monotonic() - started
     return Row.of(system, point, passed, server.get("/verdict", scenario=scenario), seconds)
 

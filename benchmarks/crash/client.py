@@ -18,12 +18,12 @@ class Server:
     """A running `benchmarks.crash.server`.
 
     Args:
-        url: Its address.
+        url: Its address, and the place there.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._address = urlsplit(url).netloc
+        self._address, self._place = urlsplit(url)[1:3]
 
     def post(self, path: str, **body: Any) -> Any:
         """Sends a body as JSON, and returns the answer's.
@@ -43,7 +43,7 @@ class Server:
         # A connection for each request: none is shared with a forked child.
         connection = HTTPConnection(self._address, timeout=_SECONDS)
         try:
-            connection.request(method, path, body)
+            connection.request(method, self._place + path, body)
             response = connection.getresponse()
             said = response.read().decode()
         finally:

@@ -12,7 +12,7 @@ class Pass:
     """One system, one scenario, one fault point."""
 
     url: str
-    """Of the server, where the scenario was just begun."""
+    """Of the place on the server where the scenario was just begun."""
     scenario: str
     fault_point: str
     """A name of `beam_agents.testing.FAULT_POINTS`, or `none` for a run that is not interrupted."""

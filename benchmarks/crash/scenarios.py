@@ -48,6 +48,11 @@ class Call:
     tool: str
     arguments: dict[str, Any]
 
+    @property
+    def index(self) -> int:
+        """Its place among the calls of its step."""
+        return int(self.position.rpartition(".")[2])
+
     def same(self, tool: str, arguments: dict[str, Any]) -> bool:
         """Whether a call that was made is this one."""
         return self.tool == tool and self.arguments == arguments

@@ -3,9 +3,11 @@
     python -m benchmarks.crash.server          # prints its address as the first line, serves until it is ended
 
 It applies each call every time it is asked, and logs it. Only calls that are declared `idempotent` and come with a key
-are made once for that key, for every system alike. All bodies are JSON:
+are made once for that key, for every system alike. Before each path a place may stand, such as in `/ours/none/call`: it
+has conversations of its own. All bodies are JSON:
 
-- `POST /begin` `{"scenario"}`: fresh simulators, an empty log;
+- `POST /begin` `{"scenario", "apart"}`: fresh simulators, an empty log; the answers to calls that the model wants side
+  by side are given `apart` seconds one after the other, 0 if it is left out;
 - `POST /call` `{"scenario", "call", "key", "tool", "arguments", "effect"}` -> `{"result"}`;
 - `POST /asked` `{"scenario", "key"}` -> `{"happened", "result"}`: whether a call with that key was made;
 - `POST /model` `{"scenario", "position"}` -> `{"calls": [{"id", "name", "arguments"}]}` or `{"answer"}`: what the model
@@ -42,15 +44,17 @@ class Conversation:
     """By key."""
     asked: Counter[int] = field(default_factory=Counter)
     """Model requests by position."""
+    apart: float = 0.0
+    """Seconds between the answers to calls of one step."""
 
     @classmethod
-    def begin(cls, name: str) -> Conversation:
+    def begin(cls, name: str, apart: float = 0.0) -> Conversation:
         """A conversation in which nothing was said.
 
         Raises:
             KeyError: There is no scenario of that name.
         """
-        return cls(scenario(name), Simulators(entries()[name]))
+        return cls(scenario(name), Simulators(entries()[name]), apart=apart)
 
     def call(self, call: str, key: str, tool: str, arguments: dict[str, Any], effect: str) -> str:
         """Applies a call."""
@@ -61,6 +65,10 @@ class Conversation:
         if key:
             self.results[key] = result
         return result
+
+    def pause(self, tool: str, arguments: dict[str, Any]) -> float:
+        """Seconds for which the answer to a call that was applied is held back."""
+        return self.apart * next((call.index for call in self.scenario.calls if call.same(tool, arguments)), 0)
 
     def answer(self, position: int) -> dict[str, Any]:
         """What the model says to a request.
@@ -113,34 +121,36 @@ class CrashServer:
     """Answers requests. All of it runs on one event loop, so calls are applied one at a time."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Conversation] = {}
+        self._open: dict[tuple[str, str], Conversation] = {}
+        """By place and scenario."""
 
     def application(self) -> web.Application:
         """The paths."""
         made = web.Application()
         made.add_routes(
             [
-                web.post("/begin", self._begin),
-                web.post("/call", self._call),
-                web.post("/asked", self._asked),
-                web.post("/model", self._model),
-                web.get("/verdict", self._verdict),
-                web.get("/scenarios", self._scenarios),
-                web.get("/scenario", self._scenario),
+                web.post("/{place:(.*/)?}begin", self._begin),
+                web.post("/{place:(.*/)?}call", self._call),
+                web.post("/{place:(.*/)?}asked", self._asked),
+                web.post("/{place:(.*/)?}model", self._model),
+                web.get("/{place:(.*/)?}verdict", self._verdict),
+                web.get("/{place:(.*/)?}scenarios", self._scenarios),
+                web.get("/{place:(.*/)?}scenario", self._scenario),
             ]
         )
         return made
 
-    def _find(self, name: str) -> Conversation:
-        found = self._open.get(name)
+    def _find(self, request: web.Request, name: str) -> Conversation:
+        found = self._open.get((request.match_info["place"], name))
         if found is None:
             raise web.HTTPNotFound(text=f"scenario {name!r} was not begun: POST /begin first")
         return found
 
     async def _begin(self, request: web.Request) -> web.Response:
-        name = (await _body(request))["scenario"]
+        given = await _body(request)
+        name = given["scenario"]
         try:
-            self._open[name] = Conversation.begin(name)
+            self._open[request.match_info["place"], name] = Conversation.begin(name, given.get("apart", 0.0))
         except KeyError as error:
             raise web.HTTPNotFound(text=f"there is no scenario {name!r}") from error
         return web.json_response({})
@@ -150,24 +160,25 @@ class CrashServer:
         effect = given["effect"]
         if effect not in ("once", "idempotent", "pure"):
             raise web.HTTPBadRequest(text=f"effect={effect!r} must be 'once', 'idempotent' or 'pure'")
-        conversation = self._find(given["scenario"])
+        conversation = self._find(request, given["scenario"])
         result = conversation.call(given["call"], given["key"], given["tool"], given["arguments"], effect)
+        await asyncio.sleep(conversation.pause(given["tool"], given["arguments"]))
         return web.json_response({"result": result})
 
     async def _asked(self, request: web.Request) -> web.Response:
         given = await _body(request)
-        results = self._find(given["scenario"]).results
+        results = self._find(request, given["scenario"]).results
         return web.json_response({"happened": given["key"] in results, "result": results.get(given["key"])})
 
     async def _model(self, request: web.Request) -> web.Response:
         given = await _body(request)
         try:
-            return web.json_response(self._find(given["scenario"]).answer(given["position"]))
+            return web.json_response(self._find(request, given["scenario"]).answer(given["position"]))
         except IndexError as error:
             raise web.HTTPBadRequest(text=f"position={given['position']!r} is after the conversation's end") from error
 
     async def _verdict(self, request: web.Request) -> web.Response:
-        return web.json_response(self._find(request.query["scenario"]).verdict())
+        return web.json_response(self._find(request, request.query["scenario"]).verdict())
 
     async def _scenarios(self, _: web.Request) -> web.Response:
         return web.json_response(list(entries()))

@@ -19,6 +19,7 @@ from beam_agents.ledger.commands import Answer, Close, Command, Record, Summariz
 from beam_agents.ledger.memory import MemoryLedger
 from beam_agents.ledger.postgres import PostgresLedger
 from beam_agents.ledger.records import Effect
+from beam_agents.ledger.sqlite import SqliteLedger
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def test_runs_are_chosen_and_the_newest_come_first(terminal: Terminal) -> None:
     assert ids("--key", "7") == ["failed"]
     assert ids("--run", "answered") == ["answered"]
     assert ids("--revision", "2") == []
+    assert ids("--revision", "1", "--limit", "1") == ["asleep"]
 
     lines = terminal.lines("runs")
     assert "left at sleep until " in lines[2]
@@ -132,7 +134,7 @@ def test_prune_drops_what_is_old(terminal: Terminal) -> None:
     foreseen = terminal.document("prune", "--older-than", "30d", "--dry-run")
     fraud = {"scope": "fraud", "agent": "holding", "runs": 5, "tombstones": 0, "doubtful_kept": 0}
     other = {"scope": "other", "agent": "holding", "runs": 0, "tombstones": 0, "doubtful_kept": 1}
-    assert (foreseen["dry_run"], foreseen["uses"]) == (True, [fraud, other])
+    assert (foreseen["dry_run"], foreseen["uses"]) == (True, [fraud | {"tombstones": 2}, other])
     assert terminal.document("show") == before
 
     lines = terminal.lines("prune", "--older-than", "30d", "--scope", "other")
@@ -146,7 +148,10 @@ def test_prune_drops_what_is_old(terminal: Terminal) -> None:
     assert (uses["other"]["open"], uses["other"]["doubtful"], uses["other"]["pruned_to"]) == (1, 1, None)
 
     again = terminal.lines("prune", "--older-than", "12h", "--agent", "holding", "--dry-run")
-    assert again[1].split() == ["fraud", "holding", "1", "not", "known", "yet", "0"]
+    assert again[1].split() == ["fraud", "holding", "1", "0", "0"]
+    assert "WOULD BE PRUNED  TOMBSTONES WOULD BE DROPPED" in again[0]
+    forgotten = terminal.document("prune", "--older-than", "12h", "--tombstones-older-than", "20d", "--dry-run")
+    assert forgotten["uses"][0] == fraud | {"runs": 1, "tombstones": 3}
     assert again[-1] == "nothing was changed"
     assert "has no run 'c'" in terminal.refused(1, "run", "--run", "c")
 
@@ -165,7 +170,8 @@ def test_prune_refuses_what_is_too_young(terminal: Terminal) -> None:
 
 def test_looking_makes_no_ledger(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "runs.db"
-    for command in (("show",), ("runs",), ("run", "--run", "r"), ("prune", "--older-than", "2d")):
+    said = ("--run", "r", "--path", "0", "--done", "1", "--by", "ann")
+    for command in (("show",), ("runs",), ("run", "--run", "r"), ("prune", "--older-than", "2d"), ("resolve", *said)):
         assert f"there is no ledger {str(file)!r}" in terminal.refused(1, *command)
     assert list(file.parent.iterdir()) == []
     file.touch()
@@ -178,16 +184,18 @@ def test_looking_makes_no_ledger(terminal: Terminal, tmp_path: Path) -> None:
 def test_a_ledger_without_runs_says_so(terminal: Terminal) -> None:
     with terminal.book():
         pass
-    ledger, identity, empty = terminal.lines("show")
+    ledger, identity, schema, empty = terminal.lines("show")
     assert (ledger, empty) == (f"ledger    {terminal.url}", "it has no runs")
     assert terminal.document("show")["identity"] == identity.split()[1]
+    assert schema == f"schema    version {terminal.document('show')['schema_version']}"
+    assert terminal.document("show")["schema_version"] == SqliteLedger.schema_version
     assert terminal.document("show")["uses"] == []
 
 
 def test_the_table_of_uses(terminal: Terminal) -> None:
     with terminal.book(60) as ledger:
         begin(ledger, run_key("r"))
-    _, _, header, row = terminal.lines("show")
+    _, _, _, header, row = terminal.lines("show")
     assert header.split()[:5] == ["SCOPE", "AGENT", "OPEN", "DRIVEN", "ORPHANED"]
     assert row.split() == ["fraud", "holding", "1", "0", "1", "0", "0", "0", "never"]
 

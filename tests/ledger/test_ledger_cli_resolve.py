@@ -119,6 +119,11 @@ def test_a_run_that_nobody_drives_goes_on_with_what_was_said_of_its_call(
     said = killed.lines("resolve", "--run", "p-1", "--path", "0", "--done", '{"hold": 7}', "--by", "ann")
     assert said[0] == 'recorded as the outcome of hold_card at 0, attempt 1: ok {"hold": 7}'
     assert "p-1 goes on with it" in said[1]
+    again = killed.document("resolve", "--run", "p-1", "--path", "0", "--done", '{"hold": 7}', "--by", "ann")
+    assert again["done"] == "recorded", "the first answer may have been lost"
+    why = killed.refused(1, "resolve", "--run", "p-1", "--path", "0", "--failed", "no hold", "--by", "bob")
+    assert "was resolved already: 0, attempt 1, by ann at " in why
+    assert killed.lines("run", "--run", "p-1")[-1].startswith("resolved  0, attempt 1, by ann at ")
 
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         events = pipeline | beam.Create([(payment["card"], payment)])
@@ -129,6 +134,9 @@ def test_a_run_that_nobody_drives_goes_on_with_what_was_said_of_its_call(
     assert holds() == 1
     page = killed.document("run", "--run", "p-1")
     assert (page["run"]["state"], page["run"]["epoch"], page["end"]["output"]) == ("answer", 2, "hold 7")
+    assert [(noted["path"], noted["by"], noted["value"]) for noted in page["resolutions"]] == [
+        ("0", "ann", {"hold": 7})
+    ]
 
 
 def test_a_call_of_an_ended_run_is_noted(terminal: Terminal, payment: dict[str, str], holds: Callable[[], int]) -> None:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from benchmarks.crash.rivals.yardstick import Call, Reply, Scenario
 
-T = TypeVar("T")
-
 CRASHED = 70
 """The exit code of a process that died at its fault point."""
-
-APART_SECONDS = 0.2
-"""By how much the results of calls side by side come back one after the other, where that is the matter: the first is
-recorded while the others have been made and are not back."""
 
 
 class Faults:
@@ -38,7 +29,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def reach(self, point: str, boundary: str) -> None:
-        """Says that the process is at this point, at this request, call or turn."""
+        """Says that the process is at this point, at this call or turn."""
         if point == self.point and boundary not in self._before:
             with self._lock, self._file.open("a") as out:
                 out.write(f"{boundary}\n")
@@ -46,13 +37,8 @@ class Faults:
                 os._exit(CRASHED)
 
 
-def answer_id(position: int) -> str:
-    """Names the boundary of a model request."""
-    return f"answer-{position}"
-
-
 class Calls:
-    """Makes the model requests and tool calls of a scenario for a framework, with the fault points around them.
+    """Makes the model requests and tool calls of a scenario for a framework, with the fault points around the calls.
 
     Args:
         scenario: What they belong to.
@@ -71,19 +57,15 @@ class Calls:
 
     def ask(self, position: int) -> Reply:
         """Asks the model, in a conversation that has `position` answers of it already."""
-        return self._made(answer_id(position), lambda: self._scenario.ask(position))
+        return self._scenario.ask(position)
 
     def make(self, call: Call) -> str:
         """Calls the tool; its result as text."""
-        return self._made(call.position, lambda: self._scenario.call(call))
-
-    def _made(self, boundary: str, make: Callable[[], T]) -> T:
+        boundary = call.position
         with self._lock:
             self._in_flight.add(boundary)
         self._faults.reach("before_call", boundary)
-        result = make()
-        if self._faults.point == "in_parallel" and "." in boundary:
-            time.sleep(APART_SECONDS * int(boundary.rpartition(".")[2]))
+        result = self._scenario.call(call)
         self._faults.reach("after_call", boundary)
         with self._lock:
             self._in_flight.remove(boundary)
@@ -94,7 +76,7 @@ class Calls:
         return result
 
     def recorded(self, boundary: str) -> None:
-        """The framework has recorded this result. Those that an earlier process made are passed over."""
+        """The framework has recorded this result. Those of calls that an earlier process made are passed over."""
         with self._lock:
             if boundary not in self._unrecorded:
                 return
@@ -107,7 +89,7 @@ class Calls:
     def _others_of(self, boundary: str) -> bool:
         """Whether another call of the same answer is in flight."""
         answer = boundary.rpartition(".")[0]
-        return any(other.rpartition(".")[0] == answer for other in self._in_flight if answer)
+        return any(other.rpartition(".")[0] == answer for other in self._in_flight)
 
     def all_recorded(self) -> None:
         """The framework has recorded all that has come back."""

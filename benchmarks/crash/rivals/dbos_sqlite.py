@@ -14,7 +14,7 @@ from typing import Any
 
 from dbos import DBOS, SetWorkflowID
 
-from benchmarks.crash.rivals.crashing import Calls, Faults, answer_id
+from benchmarks.crash.rivals.crashing import Calls, Faults
 from benchmarks.crash.rivals.yardstick import Call, Scenario
 
 POLLING = 0.02
@@ -43,7 +43,6 @@ def register(calls: Calls) -> Callable[[int], Any]:
         """One turn of the conversation, from this answer of the model on; the position where the next turn begins."""
         while True:
             reply = await ask(position)
-            calls.recorded(answer_id(position))
             position += 1
             if not reply["calls"]:
                 return position

@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from benchmarks.crash.rivals.crashing import Calls, Faults, answer_id
+from benchmarks.crash.rivals.crashing import Calls, Faults
 from benchmarks.crash.rivals.yardstick import Call, Scenario
 
 MOST_STEPS = 1_000
@@ -46,12 +46,12 @@ class ScriptedChat(BaseChatModel):
         position = sum(isinstance(message, AIMessage) for message in messages)
         reply = self.calls.ask(position)
         calls = [{"id": call.position, "name": call.tool, "args": call.arguments} for call in reply.calls]
-        answer = AIMessage(reply.text, id=answer_id(position), tool_calls=calls)
+        answer = AIMessage(reply.text, tool_calls=calls)
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
 
 class WatchedSaver(SqliteSaver):
-    """The checkpointer, with the fault point after it has committed an answer or a result."""
+    """The checkpointer, with the fault point after it has committed a result."""
 
     calls: Calls
 
@@ -63,8 +63,6 @@ class WatchedSaver(SqliteSaver):
             for message in value if isinstance(value, list) else [value]:
                 if isinstance(message, ToolMessage):
                     self.calls.recorded(message.tool_call_id)
-                elif isinstance(message, AIMessage):
-                    self.calls.recorded(message.id or "")
 
 
 def tool_of(calls: Calls, described: dict[str, Any]) -> StructuredTool:

@@ -10,7 +10,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.crash.passes import Pass, Passed, System
+from benchmarks.crash.passes import Pass, Passed
 from benchmarks.crash.rivals.install import folder, python_of
 from benchmarks.crash.rivals.worker import PROGRAMS
 
@@ -54,6 +54,13 @@ class Rival:
             print(f"{self.name}, {given.scenario}, {given.fault_point}: {passed['error']}", file=sys.stderr)
         return Passed(crashes=passed["crashes"], failed=int(passed["error"] != ""))
 
+    def close(self) -> None:
+        """Ends the workers of this process."""
+        for place in [place for place in self._workers if place[0] == os.getpid()]:
+            with self._workers.pop(place) as worker:
+                assert worker.stdin is not None
+                worker.stdin.close()
+
     def _worker(self) -> subprocess.Popen[str]:
         place = (os.getpid(), threading.get_ident())
         if place not in self._workers:
@@ -71,5 +78,5 @@ class Rival:
         return self._workers[place]
 
 
-RIVALS: dict[str, System] = {name: Rival(name, "beam" if name == "adk-dofn" else "agents") for name in PROGRAMS}
+RIVALS = {name: Rival(name, "beam" if name == "adk-dofn" else "agents") for name in PROGRAMS}
 """By the name that the table has."""

@@ -17,7 +17,7 @@ SECONDS = 30.0
 
 
 class Server:
-    """The server at an address like `http://127.0.0.1:8000`; may be used from several threads."""
+    """The server at an address like `http://127.0.0.1:8000/place`; may be used from several threads."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -34,7 +34,7 @@ class Server:
         if connection is None:
             parts = urlsplit(self.url)
             connection = self._local.connection = HTTPConnection(parts.hostname or "", parts.port, timeout=SECONDS)
-        connection.request(method, path, body, {"Content-Type": "application/json"})
+        connection.request(method, urlsplit(self.url).path + path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read().decode()
         if response.status != 200:
