@@ -13,6 +13,7 @@ from beam_agents.ledger.base import Ledger, LedgerUnavailable
 from beam_agents.ledger.commands import (
     Answer,
     Command,
+    CountOld,
     FindClosed,
     FindOrphans,
     FindRuns,
@@ -22,13 +23,15 @@ from beam_agents.ledger.commands import (
     Summarize,
 )
 from beam_agents.ledger.rules import carry_out
-from beam_agents.ledger.sqlite_schema import prepare
+from beam_agents.ledger.sqlite_schema import SCHEMA_VERSION, prepare
 from beam_agents.ledger.sqlite_text import decode_text
 from beam_agents.ledger.sqlite_transaction import SqliteTransaction
 
 _BUSY_SECONDS = 2.0
 _CACHED_STATEMENTS = 256
 _OLDEST_SQLITE = (3, 35)
+_KNOWN_RUNS = 2_048
+"""Runs that are kept in memory from one transaction to the next."""
 _PASSING = frozenset(
     (
         sqlite3.SQLITE_BUSY,
@@ -45,7 +48,7 @@ _PASSING = frozenset(
 )
 
 
-_READING = (FindClosed, FindOrphans, FindRuns, Load, ReadHead, ReadHorizon, Summarize)
+_READING = (CountOld, FindClosed, FindOrphans, FindRuns, Load, ReadHead, ReadHorizon, Summarize)
 
 
 class SqliteLedger(Ledger):
@@ -62,6 +65,8 @@ class SqliteLedger(Ledger):
         ConfigurationError: The path does not name a file.
     """
 
+    schema_version = SCHEMA_VERSION
+
     def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         name = os.fspath(path)
         if name == ":memory:":
@@ -75,6 +80,8 @@ class SqliteLedger(Ledger):
         self._identity = ""
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._last: SqliteTransaction | None = None
+        self._version = 0
 
     def __reduce__(self) -> tuple[type[SqliteLedger], tuple[str]]:
         return SqliteLedger, (self._path,)
@@ -92,7 +99,7 @@ class SqliteLedger(Ledger):
             raise RuntimeError(f"{self!r} has no identity before open()")
         return self._identity
 
-    def open(self) -> None:
+    def open(self, *, make: bool = True) -> None:
         if self._connection is not None:
             return
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
@@ -100,7 +107,7 @@ class SqliteLedger(Ledger):
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
-                self._connect()
+                self._connect(make)
             except sqlite3.Error as error:
                 # The busy timeout does not hold for the change to a write-ahead log, when several processes do it.
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
@@ -112,7 +119,7 @@ class SqliteLedger(Ledger):
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._last = None
 
     def apply(self, commands: Sequence[Command]) -> list[Answer]:
         connection = self._connection
@@ -126,26 +133,43 @@ class SqliteLedger(Ledger):
             # What looks at many runs must not keep the workers from writing meanwhile.
             reading = commands and all(isinstance(command, _READING) for command in commands)
             connection.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
-            transaction = SqliteTransaction(connection, self._clock)
+            transaction = SqliteTransaction(connection, self._clock) if reading else self._transaction(connection)
             transaction.read_ahead(commands)
             answers = [carry_out(transaction, command) for command in commands]
             transaction.flush()
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            _roll_back(connection)
+            self._roll_back(connection)
             self._raise(error)
         except BaseException:
-            _roll_back(connection)
+            self._roll_back(connection)
             raise
         return answers
 
-    def _connect(self) -> None:
+    def _transaction(self, connection: sqlite3.Connection) -> SqliteTransaction:
+        """The last transaction goes on with what it has read, if no other connection has written since."""
+        version = connection.execute("PRAGMA data_version").fetchone()[0]
+        if self._last is None or version != self._version or self._last.known() > _KNOWN_RUNS:
+            self._last, self._version = SqliteTransaction(connection, self._clock), version
+        return self._last
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        self._last = None
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+    def _connect(self, make: bool) -> None:
+        if not make and not os.path.exists(self._path):
+            raise LedgerError(
+                f"there is no ledger {self._path!r}: correct the path; sqlite:///NAME is below the folder of this "
+                "process, sqlite:////PATH is absolute"
+            )
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, cached_statements=_CACHED_STATEMENTS
         )
         try:
             connection.text_factory = decode_text
-            self._identity = prepare(connection, repr(self))
+            self._identity = prepare(connection, repr(self), make=make)
             self._file = self._find_file()
         except BaseException:
             connection.close()
@@ -191,8 +215,3 @@ class SqliteLedger(Ledger):
             if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
                 return f"no permission to read and write {path!r}; give it to the user the workers run as"
         return None
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")

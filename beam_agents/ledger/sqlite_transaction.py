@@ -20,6 +20,7 @@ from beam_agents.ledger.columns import microseconds
 from beam_agents.ledger.commands import (
     Close,
     Command,
+    CountOld,
     FindClosed,
     FindOrphans,
     FindRuns,
@@ -41,7 +42,8 @@ _OLD_LEASE_SECONDS = 3600.0
 
 
 class SqliteTransaction:
-    """The store inside one transaction. The file is locked meanwhile, so what was read once stays true."""
+    """The store inside one transaction. The file is locked meanwhile, so what was read once stays true; it does so in
+    the next transaction, too, if nobody else has written in between."""
 
     def __init__(self, connection: sqlite3.Connection, clock: Callable[[], float]) -> None:
         self._connection = connection
@@ -57,6 +59,10 @@ class SqliteTransaction:
         self._changed_runs: set[RunKey] = set()
         self._changed_effects: dict[tuple[RunKey, str, int], None] = {}
         self._changed_leases: set[str] = set()
+
+    def known(self) -> int:
+        """How many runs it has read."""
+        return len(self._runs)
 
     def read_ahead(self, commands: Iterable[Command]) -> None:
         """Reads what the commands are going to ask for."""
@@ -85,7 +91,7 @@ class SqliteTransaction:
                     heads.add(command.head)
                 case Renew():
                     owners.add(command.owner)
-                case FindOrphans() | FindClosed() | FindRuns() | Summarize() | Prune() | ReadHorizon():
+                case FindOrphans() | FindClosed() | FindRuns() | Summarize() | Prune() | CountOld() | ReadHorizon():
                     pass
                 case _:
                     runs.add(command.run)
@@ -209,6 +215,10 @@ class SqliteTransaction:
     def uses(self) -> Sequence[UseSummary]:
         self.flush()
         return sqlite_admin.uses(self._connection)
+
+    def count_old(self, scope: str, agent: str, closed_before: float, forgotten_before: float) -> tuple[int, int]:
+        self.flush()
+        return sqlite_admin.count_old(self._connection, scope, agent, closed_before, forgotten_before)
 
     def prune(self, scope: str, agent: str, closed_before: float, limit: int) -> int:
         self._begin_anew()

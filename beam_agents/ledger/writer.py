@@ -85,6 +85,8 @@ class LedgerWriter:
             LedgerError: It cannot be used; the next call tries to open it again.
             LedgerUnavailable: The writer was closed before it could be opened.
         """
+        if self._is_open:
+            return self.ledger.identity
         identity: str = await self._ask(None)
         return identity
 
