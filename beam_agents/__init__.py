@@ -18,6 +18,7 @@ from beam_agents.errors import (
 )
 from beam_agents.events import Duplicate, Emitted, FailureReason, RunFailure, RunResult, TraceRecord
 from beam_agents.history import History
+from beam_agents.limits import ModelLimits
 from beam_agents.messages import ModelSettings
 from beam_agents.models.base import Model, Price
 from beam_agents.output import InvalidOutput
@@ -43,6 +44,7 @@ __all__ = [
     "LedgerChanged",
     "Model",
     "ModelError",
+    "ModelLimits",
     "ModelRetry",
     "ModelSettings",
     "Price",

@@ -16,7 +16,9 @@ from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, JsonValue, RootModel, TypeAdapter, ValidationError
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import to_jsonable_python
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical_json(value: Any) -> str:
@@ -25,7 +27,7 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError: The value holds something that JSON cannot (its message says what).
     """
-    return json.dumps(to_json_value(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _plain_and_text(value)[1]
 
 
 def to_json_value(value: Any) -> Any:
@@ -34,13 +36,17 @@ def to_json_value(value: Any) -> Any:
     Raises:
         ValueError: The value holds something that JSON cannot, such as half of a surrogate pair.
     """
+    return _plain_and_text(value)[0]
+
+
+def _plain_and_text(value: Any) -> tuple[Any, str]:
     try:
         plain = to_jsonable_python(_sort_sets(value), bytes_mode="base64", inf_nan_mode="constants")
-        json.dumps(plain, allow_nan=False)
-        to_json(plain)  # refuses half surrogate pairs: neither pydantic nor databases read them back
+        text = _CANONICAL.encode(plain)
+        text.encode()  # refuses half surrogate pairs: neither pydantic nor databases read them back
     except Exception as error:
         raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
-    return plain
+    return plain, text
 
 
 def _sort_sets(value: Any) -> Any:

@@ -42,11 +42,12 @@ T4 = TypeVar("T4")
 class RunPort(Protocol):
     """What the engine does for a context; user code never sees it."""
 
-    usage: Usage
     transcript: list[Message]
     remembered: list[Message]
     emitted: list[Any]
 
+    @property
+    def usage(self) -> Usage: ...
     async def model(self, model: Model, request: ModelRequest) -> ModelResponse: ...
     async def call(self, tool: Tool[Any], arguments: dict[str, Any]) -> Any: ...
     async def gather(self, branches: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]: ...

@@ -114,8 +114,9 @@ class ModelSettings:
     parallel_tool_calls: bool | None = None
     timeout: float = 60.0
     """Seconds for one attempt of a request. One minute is longer than nearly all answers take."""
-    retries: int = 3
-    """Further attempts after a 429, a 5xx or a lost connection, with growing pauses; inside the run's budget."""
+    retries: int | None = None
+    """Further attempts after a 429, a 5xx, a time-out or a lost connection, with growing pauses; `None` for as many as
+    the run's budget of time allows (three, if the server answers with something that is no answer)."""
     extra_body: dict[str, Any] | None = None
     """Further fields of the request's body, for one server's own options."""
 

@@ -77,6 +77,7 @@ class Tool(Generic[R]):
         timeout: timedelta = timedelta(seconds=30),
         retries: int = 0,
         model_retries: int = 2,
+        in_flight: int | None = None,
         name: str | None = None,
         description: str | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class Tool(Generic[R]):
         self.timeout = timeout
         self.retries = retries
         self.model_retries = model_retries
+        self.in_flight = in_flight
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.description = description or _docstring(function)[0]
         self._check()
@@ -93,7 +95,7 @@ class Tool(Generic[R]):
         self._hints = _hints(self.name, function)
         self._with_context = _drop_context(function, self._hints)
         self._reconcile_with_context = reconcile is not None and _drop_context(reconcile, _hints(self.name, reconcile))
-        self._arguments, self._result = _arguments(self), _result(self)
+        _ = self._arguments, self._result  # what they cannot be made of is refused here
 
     def _check(self) -> None:
         if not _NAME.match(self.name):
@@ -115,6 +117,10 @@ class Tool(Generic[R]):
             raise ConfigurationError(f"tool {self.name!r}: timeout={self.timeout!r} must be above zero")
         if self.retries < 0 or self.model_retries < 0:
             raise ConfigurationError(f"tool {self.name!r}: retries and model_retries may not be below zero")
+        if self.in_flight is not None and (not isinstance(self.in_flight, int) or self.in_flight < 1):
+            raise ConfigurationError(
+                f"tool {self.name!r}: in_flight={self.in_flight!r} must be a whole number above zero, or None"
+            )
 
     def __call__(self, *args: Any, **kwargs: Any) -> R | Awaitable[R]:
         return self.function(*args, **kwargs)
@@ -130,6 +136,16 @@ class Tool(Generic[R]):
         made = ("spec", "_arguments", "_result")
         attributes = {name: value for name, value in self.__dict__.items() if name not in made}
         return _rebuild, (attributes,)
+
+    # Cached, and not made when a tool is unpickled: runners do that a dozen times, mostly to look at a pipeline.
+
+    @cached_property
+    def _arguments(self) -> type[BaseModel]:
+        return _arguments(self)
+
+    @cached_property
+    def _result(self) -> type[BaseModel]:
+        return _result(self)
 
     @cached_property
     def spec(self) -> ToolSpec:
@@ -210,6 +226,7 @@ def tool(
     timeout: timedelta = ...,
     retries: int = 0,
     model_retries: int = 2,
+    in_flight: int | None = None,
     name: str | None = None,
     description: str | None = None,
 ) -> _Decorator: ...
@@ -227,6 +244,7 @@ def tool(function: Callable[..., Any] | None = None, /, **declaration: Any) -> A
             not used.
         retries: Further attempts after an exception or a time-out; not for `once`.
         model_retries: How often the model is told of wrong arguments or a `ModelRetry` in one run.
+        in_flight: How many calls of it a worker process has under way at most, all runs and agents together.
         name: The name the model sees; the function's by default.
         description: What the model is told; the docstring by default.
 
@@ -267,7 +285,6 @@ def find(module: str, qualname: str) -> Any:
 def _rebuild(attributes: dict[str, Any]) -> Tool[Any]:
     rebuilt: Tool[Any] = Tool.__new__(Tool)
     rebuilt.__dict__.update(attributes)
-    rebuilt._arguments, rebuilt._result = _arguments(rebuilt), _result(rebuilt)
     return rebuilt
 
 

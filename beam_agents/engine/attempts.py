@@ -16,7 +16,9 @@ from beam_agents.engine import effects
 from beam_agents.engine.execution import Request
 from beam_agents.engine.fault_points import FaultPoint
 from beam_agents.engine.journal import Journal
+from beam_agents.engine.mailbox import Mailbox
 from beam_agents.engine.outcome import Answered, Fenced, Outcome
+from beam_agents.engine.turn import ModelTurn, Turn
 from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command, Done, Intend, Record, Recorded
@@ -85,8 +87,9 @@ class Attempts:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._retries: dict[str, int] = {}
         self._sleeping: set[str] = set()
+        self._turns: dict[str, Turn] = {}
         self._intending: set[str] = set()
-        self.settled: asyncio.Queue[str | None] = asyncio.Queue()
+        self.settled: Mailbox[str | None] = Mailbox()
         self.failure: BaseException | None = None
         self.stopping = False
         self.model_calls = 0
@@ -108,7 +111,7 @@ class Attempts:
                 if request.kind == "sleep":
                     self._sleeping.add(request.path)
         for _, path in sorted(recorded, key=lambda item: item[0]):
-            self.settled.put_nowait(path)
+            self.settled.put(path)
 
     def outcome(self, path: str) -> Effect:
         """The attempt whose outcome the code gets for a settled path."""
@@ -140,10 +143,17 @@ class Attempts:
         self.stopping = True
         for path in self._sleeping & self._jobs.keys():  # its due time is recorded; the next worker goes on with it
             self._jobs.pop(path).cancel()
+        for path, turn in self._turns.items():
+            if turn.waits and path in self._jobs and self._left_open(path) is None:  # nothing is under way
+                self._jobs.pop(path).cancel()
         if self._jobs:
             await asyncio.wait(list(self._jobs.values()), timeout=seconds)
         if seconds is not None:
             await self.finish()
+
+    def trouble(self) -> str:
+        """What keeps the calls that are open from ending, as far as it is known: a model that is down."""
+        return "".join(f"; {turn.trouble}" for turn in self._turns.values() if turn.trouble is not None)
 
     def cancel(self) -> None:
         """Drops all that is under way."""
@@ -170,8 +180,10 @@ class Attempts:
         done: str | None = None
         try:
             while self._journal.settled(request.path, self._retries[request.path]) is None:
-                async with self._host.slots(request.kind):
-                    effect, outcome = await self._attempt(request)
+                turn = self._host.slots(request, self._run.key.key, network_forbidden=self._network_forbidden)
+                self._turns[request.path] = turn
+                async with turn:
+                    effect, outcome = await self._attempt(request, turn)
                     record = Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
                     answer = await ask(self._host.ledger, record)
                 if not isinstance(answer, Recorded):  # the run was pruned since
@@ -190,7 +202,8 @@ class Attempts:
         except BaseException as error:
             self.failure = error
         self._jobs.pop(request.path, None)
-        self.settled.put_nowait(done)
+        self._turns.pop(request.path, None)
+        self.settled.put(done)
 
     async def _pause(self, path: str) -> None:
         """Between two attempts of a tool that failed; growing, with jitter."""
@@ -198,7 +211,7 @@ class Attempts:
             failed = sum(effect.status == "error" for effect in self._journal.attempts(path))
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed))
 
-    async def _attempt(self, request: Request) -> tuple[Effect, Outcome]:
+    async def _attempt(self, request: Request, turn: Turn) -> tuple[Effect, Outcome]:
         left = self._left_open(request.path)
         if left is not None:  # a dead worker's; its outcome must be known before anything else
             tool, arguments = request.payload
@@ -214,7 +227,7 @@ class Attempts:
         if request.kind == "sleep":
             await asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time()))
             return effect, Outcome.of("ok", None)
-        if request.kind == "model":
+        if isinstance(turn, ModelTurn):
             self.model_calls += 1
             self._host.status.model_calls += 1
             model, asked = request.payload
@@ -223,6 +236,7 @@ class Attempts:
                 outcome = await effects.ask_model(
                     model,
                     asked,
+                    turn=turn,
                     connect=self._host.connect,
                     pause=lambda seconds: self._pause_request(seconds, effect),
                     network_forbidden=self._network_forbidden,

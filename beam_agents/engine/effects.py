@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from beam_agents.codec import named, shown, told
 from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Fenced, Outcome
-from beam_agents.errors import ConfigurationError, FailRun, LedgerError, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.engine.threads import Left, in_thread
+from beam_agents.engine.turn import ModelTurn
+from beam_agents.errors import FailRun, LedgerError, ModelError, ModelRetry, ToolError, ToolFailed
 from beam_agents.ledger.base import LedgerUnavailable
 from beam_agents.messages import ModelRequest, ModelResponse
+from beam_agents.models.attempt import timed_out
 from beam_agents.models.base import Model
 from beam_agents.models.fallback import FallbackModel
 from beam_agents.models.network import check_network_allowed
@@ -28,23 +30,54 @@ async def ask_model(
     model: Model,
     request: ModelRequest,
     *,
+    turn: ModelTurn,
     connect: Callable[[Model], Awaitable[None]],
     pause: Callable[[float], Awaitable[None]],
     network_forbidden: bool,
 ) -> Outcome:
     """Asks a model, with the retries of the request's settings.
 
+    Args:
+        model: Whom to ask.
+        request: What.
+        turn: Its turn, which was waited for before the intent.
+        connect: Connects a model.
+        pause: Waits, and confirms the intent between two requests.
+        network_forbidden: Whether models that use the network are refused.
+
     Raises:
         Fenced: By `pause`, as is what the ledger raises.
     """
+
+    async def ask(
+        asked: Model, request: ModelRequest, *, chances: int | None = None, patience: float | None = None
+    ) -> ModelResponse:
+        while not turn.holds(asked):
+            await turn.take(asked, chances=chances, patience=patience)
+            await pause(0.0)
+        turn.use()
+        outcome: ModelResponse | ModelError | None = None
+        try:
+            attempt = asked.request(request) if asked is not model else _connected(asked, request, connect)
+            answer = await _contained(attempt, request.settings.timeout)
+            if not isinstance(answer, ModelResponse):
+                raise TypeError(f"its request returned {shown(answer)} instead of a ModelResponse")
+            outcome = answer
+            return answer
+        except _TimedOut:
+            outcome = timed_out(asked, request)
+            raise outcome from None
+        except ModelError as error:
+            outcome = error
+            raise
+        finally:
+            turn.leave(outcome)
+
     try:
         check_network_allowed(model, network_forbidden)
-        asked = model
         if isinstance(model, FallbackModel):  # it passes over a member that cannot be connected
             await _contained(connect(model), request.settings.timeout)
-        else:
-            asked = _Connected(model, connect)
-        response = await _contained(request_with_retries(asked, request, forbidden=network_forbidden, sleep=pause))
+        response = await request_with_retries(model, request, forbidden=network_forbidden, ask=ask, sleep=turn.sleep)
         written = response.model_dump_json()
         ModelResponse.model_validate_json(written)  # a record that cannot be read would end the run
         return Outcome("ok", written)
@@ -59,24 +92,13 @@ async def ask_model(
         return Outcome.of("error", f"model {model.name!r} raised {_named(error)}")
 
 
-class _Connected(Model):
-    """A model that its first request connects, so that a connection that fails is tried again as a request is."""
-
-    def __init__(self, model: Model, connect: Callable[[Model], Awaitable[None]]) -> None:
-        self._model = model
-        self._connect = connect
-        self.network = model.network
-
-    @property
-    def name(self) -> str:
-        return self._model.name
-
-    async def request(self, request: ModelRequest) -> ModelResponse:
-        try:
-            await self._connect(self._model)
-        except OSError as error:
-            raise ModelError(f"model {self.name!r} cannot be connected: {named(error)}", retryable=True) from error
-        return await self._model.request(request)
+async def _connected(model: Model, request: ModelRequest, connect: Callable[[Model], Awaitable[None]]) -> ModelResponse:
+    """Connects a model at its first request, so that a connection that fails is tried again as a request is."""
+    try:
+        await connect(model)
+    except OSError as error:
+        raise ModelError(f"model {model.name!r} cannot be connected: {named(error)}", retryable=True) from error
+    return await model.request(request)
 
 
 async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
@@ -150,12 +172,8 @@ class _TimedOut(Exception):
     """A tool's time-out is over; not `TimeoutError`, which tools raise themselves."""
 
 
-class _Left(Exception):
-    """User code wanted to end the process, or cancelled itself; the worker and its other runs must not follow."""
-
-
 def _named(error: Exception) -> str:
-    return told(error) if isinstance(error, _Left) else named(error)
+    return told(error) if isinstance(error, Left) else named(error)
 
 
 async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> Any:
@@ -163,7 +181,7 @@ async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> A
 
     Raises:
         _TimedOut: The time is over; the task is cancelled, but not waited for, since it may not obey.
-        _Left: The code raised what ends a process, or was cancelled from within.
+        Left: The code raised what ends a process, or was cancelled from within.
     """
 
     async def inside() -> Any:
@@ -172,20 +190,31 @@ async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> A
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
-            raise _Left(named(error)) from error
+            raise Left(named(error)) from error
 
-    task = asyncio.ensure_future(inside())
+    loop = asyncio.get_running_loop()
+    task, over = loop.create_task(inside()), loop.create_future()
+
+    def note(in_time: bool) -> None:
+        if not over.done():
+            over.set_result(in_time)
+
+    task.add_done_callback(lambda _: note(True))
+    timer = None if seconds is None else loop.call_later(seconds, note, False)
     try:
-        done, _ = await asyncio.wait({task}, timeout=seconds)
+        in_time = await over
     except asyncio.CancelledError:
         task.cancel()
         raise
-    if not done:
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if not in_time:
         task.cancel()
         task.add_done_callback(lambda late: late.cancelled() or late.exception())
         raise _TimedOut
     if task.cancelled():
-        raise _Left("CancelledError: it was cancelled from within")
+        raise Left("CancelledError: it was cancelled from within")
     return task.result()
 
 
@@ -199,39 +228,3 @@ async def _invoke(
         return await result if inspect.isawaitable(result) else result
 
     return await _contained(call(), tool.timeout.total_seconds())
-
-
-async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a blocking function in a daemon thread of its own.
-
-    Not an executor: a function that hangs would keep one of its few threads, and the process at exit, for ever.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            result = function(*arguments)
-        except StopIteration as stop:  # a future cannot hold it
-            error = ConfigurationError(f"a tool raised {stop!r}")
-        except Exception as raised:
-            error = raised
-        except BaseException as raised:
-            error = _Left(named(raised))
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:  # the worker's loop has ended
-            _LOGGER.warning("a tool ended after its worker")
-
-    threading.Thread(target=work, name="beam-agents-tool", daemon=True).start()
-    return await future

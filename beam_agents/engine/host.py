@@ -10,16 +10,17 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.codec import key_text
 from beam_agents.engine.connections import Connections
 from beam_agents.engine.end import Ended, Refused, when
+from beam_agents.engine.execution import Request
 from beam_agents.engine.fault_points import FaultPoints
 from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.task import Task
+from beam_agents.engine.turn import ModelTurn, ToolTurn, Turn
 from beam_agents.errors import LedgerChanged, LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS
 from beam_agents.ledger.commands import FindClosed, FindOrphans, FoundClosed, HorizonIs, Orphans, ReadHorizon
@@ -51,7 +52,7 @@ _TICKER_SILENT_AFTER = 1.5
 _EMITTED_WITHIN = 60.0
 """Seconds after its close in which a run's outcome is emitted where a doorbell calls, and if nothing dies."""
 
-_TAKEN_WITHIN = 0.3
+_TAKEN_WITHIN = 1.5
 """Seconds in which a bundle takes an outcome that it waits for."""
 
 _KEPT_ENDS = 10_000
@@ -106,7 +107,7 @@ class _Ring:
     run: RunKey = field(compare=False)
     ended: bool = field(default=False, compare=False)
     """Whether it is for a run that has ended here: not needed any more once that was taken."""
-    pause: float = field(default=1.0, compare=False)
+    pause: float = field(default=5.0, compare=False)
     """Seconds until it is rung for again."""
 
 
@@ -155,6 +156,8 @@ class Host:
         self._watch: Future[None] | None = None
         self._setups = 0
         self._models = Connections()
+        self._limits = worker.limits.of_host(lambda: self.users > 0)
+        self._limits.check(agent.model, agent.tools)
         self._state_at: float | None = None
         self._takes_old_state = False
         self._refusal: str | None = None
@@ -167,8 +170,8 @@ class Host:
     def start(self, task: Task) -> Handle:
         """Opens the run of a task; a run that is live here, or has just ended here, is attached to instead."""
         with self._worker.lock:
-            handle = self._handles.get(task.run) or self._ended.get(task.run)
-            if handle is None or handle.digest != task.digest:  # another event under its id: the ledger refuses it
+            handle = self.find(task.run, task.digest)
+            if handle is None:  # or of another event under its id, which the ledger refuses
                 handle = Handle(task.run, task.key, task.digest)
                 self._handles.setdefault(task.run, handle)
                 self.status.opened += 1
@@ -176,10 +179,16 @@ class Host:
                 self._worker.loop.call_soon_threadsafe(self._spawn, handle, task)
         return handle
 
-    def find(self, run: RunKey) -> Handle | None:
-        """The handle of a run that is live here, or has just ended here."""
+    def find(self, run: RunKey, digest: str | None = None) -> Handle | None:
+        """The handle of a run that is live here, or has just ended here.
+
+        Args:
+            run: The run.
+            digest: Of its event; a run of another event is none.
+        """
         with self._worker.lock:
-            return self._handles.get(run) or self._ended.get(run)
+            handle = self._handles.get(run) or self._ended.get(run)
+            return handle if handle is not None and digest in (None, handle.digest) else None
 
     def forget(self, run: RunKey) -> None:
         """Lets go of an ended run whose outcome was taken."""
@@ -342,11 +351,20 @@ class Host:
 
     # ---- for runs, on the loop ----
 
-    def slots(self, kind: str) -> AbstractAsyncContextManager[Any]:
-        """The limit on calls in flight."""
-        if kind == "model":
-            return self._worker.model_slots
-        return self._worker.tool_slots if kind == "tool" else nullcontext()
+    def slots(self, request: Request, key: str, *, network_forbidden: bool = False) -> Turn:
+        """The turn of an effect: what bounds its calls is waited for when it is entered.
+
+        Args:
+            request: The effect.
+            key: Of the run, as text.
+            network_forbidden: Whether models that use the network are refused.
+        """
+        if request.kind == "model":
+            model, asked = request.payload
+            return ModelTurn(self._limits, key, model, asked, forbidden=network_forbidden)
+        if request.kind == "tool":
+            return ToolTurn(self._limits, key, request.payload[0])
+        return Turn(self._limits, key)
 
     async def connect(self, model: Model) -> None:
         """Connects a model once; after a failure, anew at the next request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from beam_agents.ledger.records import Delivery, Effect
 
@@ -62,6 +63,12 @@ class Journal:
         """Notes that the code is given an outcome now."""
         self.delivered.append((path, attempt))
         self._unsaved.append((path, attempt))
+
+    def let_go(self, path: str, attempt: int) -> None:
+        """Drops a result that the code has, so that it is not held twice while the run goes on; the ledger has it."""
+        effect = self._effects[path, attempt]
+        if effect.status == "ok":
+            self._effects[path, attempt] = replace(effect, value=None)
 
     def give_back(self, unsaved: tuple[Delivery, ...]) -> None:
         """Takes deliveries back that `take_unsaved` gave and that did not get to the ledger."""

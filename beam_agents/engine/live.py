@@ -107,7 +107,7 @@ class LiveRun:
     def _stop_starting(self) -> None:
         if self._attempts is not None:
             self._attempts.stopping = True
-            self._attempts.settled.put_nowait(None)
+            self._attempts.settled.put(None)
 
     async def _ask(self, command: Command) -> Answer:
         return await ask(self._host.ledger, command)
@@ -244,7 +244,7 @@ class LiveRun:
             attempts.begin(machine.start(), out_of_time=self._out_of_time)
             while machine.ending is None:
                 if self._out_of_time and attempts.settled.empty():
-                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up")
+                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up{attempts.trouble()}")
                     continue
                 path = await attempts.settled.get()
                 if attempts.failure is not None:
@@ -255,7 +255,10 @@ class LiveRun:
                     await self._ask(Release(self._run.key, self._run.epoch))
                     raise Parked
                 if path is not None:
-                    attempts.begin(machine.deliver(attempts.outcome(path)), out_of_time=self._out_of_time)
+                    outcome = attempts.outcome(path)
+                    attempts.begin(machine.deliver(outcome), out_of_time=self._out_of_time)
+                    if not machine.always_replay:
+                        self._journal.let_go(path, outcome.attempt)
             await attempts.finish()
             return machine.ending
         finally:
@@ -317,9 +320,11 @@ class LiveRun:
         )
         try:
             end = self._end(ending, port, skipped)
-            End.model_validate_json(end.model_dump_json())
-            history = self._agent.history.trim((*session.history, *(port.remembered if port else ())))
-            kept = after.model_copy(update={"history": history}).model_dump_json()
+            end = End.model_validate_json(end.model_dump_json())
+            remembered = port.remembered if port else ()
+            if remembered or session.history:
+                after = after.model_copy(update={"history": self._agent.history.trim((*session.history, *remembered))})
+            kept = after.model_dump_json()
             Session.model_validate_json(kept)
         except Exception as error:  # what was said is no message, or holds what JSON cannot
             said = f"what was said in the run cannot be recorded: {describe(error)}"
@@ -339,7 +344,8 @@ class LiveRun:
         if not isinstance(answer, Closed):
             raise Fenced
         self._host.faults.reached("after_close", self._run.key)
-        return self._ended(answer, replayed=answer.run.end != written)
+        mine = answer.run.end == written
+        return self._ended(answer, replayed=not mine, end=end if mine else None)
 
     def _end(self, ending: Ending, port: Port | None, skipped: bool) -> End:
         transcript = repair(port.transcript) if port else ()
@@ -356,11 +362,11 @@ class LiveRun:
                 return End(kind="skipped" if skipped else "answer", output=output, **usage)
         return End(kind="failure", reason=reason, message=message, transcript=transcript, **usage)
 
-    def _ended(self, closed: Closed, *, replayed: bool) -> Ended:
+    def _ended(self, closed: Closed, *, replayed: bool, end: End | None = None) -> Ended:
         assert closed.run.end is not None
         return Ended(
             run=closed.run,
-            end=End.from_json(closed.run.end),
+            end=end or End.from_json(closed.run.end),
             effects=closed.effects,
             replayed=replayed,
             session_version=closed.session_version,

@@ -55,18 +55,30 @@ class Port:
     def __init__(self, budget: Budget, *, pure_only: bool = False) -> None:
         self.budget = budget
         self.pure_only = pure_only
-        self.usage = Usage()
         self.transcript: list[Message] = []
         self.remembered: list[Message] = []
         self.emitted: list[Any] = []
         self.stop: Ending | None = None
         """Why the run is over, whatever the code makes of it."""
+        self._steps = self._tool_calls = self._input_tokens = self._output_tokens = 0
+        self._cost: float | None = 0.0
         self._known_cost = 0.0
+
+    @property
+    def usage(self) -> Usage:
+        """What the code has used so far."""
+        return Usage(
+            steps=self._steps,
+            tool_calls=self._tool_calls,
+            input_tokens=self._input_tokens,
+            output_tokens=self._output_tokens,
+            cost_usd=self._cost,
+        )
 
     async def model(self, model: Model, request: ModelRequest) -> ModelResponse:
         await self._go_on()
         self._check_spending()
-        self._count(steps=1)
+        self._steps += 1
         response: ModelResponse = await Request("model", model.name, request.digest(), "pure", None, (model, request))
         self._spend(response)
         return response
@@ -77,9 +89,9 @@ class Port:
             raise ConfigurationError(
                 f"tool {tool.name!r} ({tool.effect}) may not run again after a crash: RunAgent needs a ledger"
             )
-        if self.usage.tool_calls >= self.budget.tool_calls:
+        if self._tool_calls >= self.budget.tool_calls:
             self._end(FailureReason.BUDGET_TOOL_CALLS, f"the budget of {self.budget.tool_calls} tool calls is used up")
-        self._count(tool_calls=1)
+        self._tool_calls += 1
         text = canonical_json(arguments)
         result = await Request("tool", tool.name, digest(tool.name, text), tool.effect, text, (tool, arguments))
         try:
@@ -115,29 +127,21 @@ class Port:
         self.stop = Ending(reason=reason, message=message)
         raise EndRun(message)
 
-    def _count(self, **more: int) -> None:
-        counts = {name: getattr(self.usage, name) + number for name, number in more.items()}
-        self.usage = self.usage.model_copy(update=counts)
-
     def _check_spending(self) -> None:
-        usage, budget = self.usage, self.budget
-        if usage.steps >= budget.steps:
+        budget, tokens = self.budget, self._input_tokens + self._output_tokens
+        if self._steps >= budget.steps:
             self._end(FailureReason.BUDGET_STEPS, f"the budget of {budget.steps} steps is used up")
-        if budget.tokens is not None and usage.tokens >= budget.tokens:
-            self._end(FailureReason.BUDGET_TOKENS, f"{usage.tokens} of {budget.tokens} tokens are used")
+        if budget.tokens is not None and tokens >= budget.tokens:
+            self._end(FailureReason.BUDGET_TOKENS, f"{tokens} of {budget.tokens} tokens are used")
         if budget.cost_usd is not None and self._known_cost >= budget.cost_usd:
             self._end(FailureReason.BUDGET_COST, f"{self._known_cost:.4f} of {budget.cost_usd} USD are spent")
 
     def _spend(self, response: ModelResponse) -> None:
-        cost, known = response.cost_usd, self.usage.cost_usd
+        cost = response.cost_usd
         self._known_cost += cost or 0.0
-        self.usage = self.usage.model_copy(
-            update={
-                "input_tokens": self.usage.input_tokens + (response.tokens.input or 0),
-                "output_tokens": self.usage.output_tokens + (response.tokens.output or 0),
-                "cost_usd": None if cost is None or known is None else known + cost,
-            }
-        )
+        self._input_tokens += response.tokens.input or 0
+        self._output_tokens += response.tokens.output or 0
+        self._cost = None if cost is None or self._cost is None else self._cost + cost
 
 
 class Machine:
@@ -164,7 +168,7 @@ class Machine:
         self._make_code = make_code
         self._budget = budget
         self._pure_only = pure_only
-        self._always_replay = always_replay
+        self.always_replay = always_replay
         self._known: set[str] = set()
         self.journal = journal
         self.ending: Ending | None = None
@@ -191,7 +195,7 @@ class Machine:
 
     def _deliver(self, effect: Effect) -> Execution:
         self.journal.deliver(effect.path, effect.attempt)
-        if self._always_replay or self._execution is None:
+        if self.always_replay or self._execution is None:
             self.drop()
             return self._replay()
         self._hand_over(self._execution, effect)

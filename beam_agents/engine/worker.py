@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host, WorkerStatus
+from beam_agents.engine.interpreter import prepare_interpreter
+from beam_agents.engine.limits import WorkerLimits
 from beam_agents.ledger.base import LEASE_SECONDS, Ledger
 from beam_agents.ledger.commands import Renew
 from beam_agents.ledger.writer import LedgerWriter
@@ -24,12 +26,6 @@ _LOGGER = logging.getLogger(__name__)
 
 _LINGER_SECONDS = 2.0
 """How long a host that nobody uses is kept: some runners set a DoFn up and tear it down for each bundle."""
-
-RUNS_IN_FLIGHT = 10_000
-"""Runs of a batch that are open at once; each is some 20 kB."""
-MODEL_CALLS_IN_FLIGHT = 2_000
-TOOL_CALLS_IN_FLIGHT = 256
-"""Each blocking tool call has a thread."""
 
 _STUCK_SECONDS = 60.0
 """How long code may block the loop before the lease is no longer renewed, and other workers take the runs over."""
@@ -44,15 +40,14 @@ class Worker:
 
     Attributes:
         loop: The event loop on which all runs live, in a thread of its own.
+        limits: What bounds the calls of all its agents.
         letting_go: Whether runs are let go as soon as they are opened, because the process is about to end.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.loop = asyncio.new_event_loop()
-        self.model_slots = asyncio.Semaphore(MODEL_CALLS_IN_FLIGHT)
-        self.tool_slots = asyncio.Semaphore(TOOL_CALLS_IN_FLIGHT)
-        self.run_slots = asyncio.Semaphore(RUNS_IN_FLIGHT)
+        self.limits = WorkerLimits()
         self.letting_go = False
         self._closing: list[Host] = []
         self._hosts: dict[_Name, Host] = {}
@@ -98,6 +93,7 @@ class Worker:
         """Makes a host. Opening dependencies may take long and may itself run agents, so others are not locked out."""
         try:
             deps = agent.hold_deps()
+            prepare_interpreter()
             with self.lock:
                 writer = self._writers.get(ledger.url)
                 if writer is None:

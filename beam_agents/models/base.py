@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from beam_agents.limits import ModelLimits
 from beam_agents.messages import ModelRequest, ModelResponse
 
 
@@ -31,6 +32,16 @@ class Model(ABC):
 
     network: bool = True
     """Whether it sends requests over a network; such models can be forbidden (`forbid_network_models`)."""
+
+    limits: ModelLimits = ModelLimits()
+    """How much of it a worker process may use; without limits, a model that is down or asks for a pause is heeded."""
+
+    @property
+    def server(self) -> str | None:
+        """Names the model and where it is: instances with the same share their limits, and what is known of outages.
+        `None` for an instance that stands for itself, as those do that work offline.
+        """
+        return self.name if self.network else None
 
     @property
     @abstractmethod

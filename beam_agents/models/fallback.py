@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import timedelta
+from random import random as random_number
 from typing import Any
 
 from beam_agents.errors import ConfigurationError, ModelError
 from beam_agents.messages import ModelRequest, ModelResponse
-from beam_agents.models.attempt import attempt
+from beam_agents.models.attempt import Ask, NotAsked, attempt
 from beam_agents.models.base import Model, Price
 from beam_agents.models.resolve import resolve_model
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
 
 _NOT_SERVED_HERE = frozenset({401, 402, 403, 404})
 
@@ -28,23 +33,32 @@ class FallbackModel(Model):
     """Asks the first model, and the next one when that fails.
 
     Each model is asked once for each attempt, with the whole `timeout` of the settings for itself; the settings'
-    `retries` count rounds over all models. The response names the model that answered.
+    `retries` count rounds over all models. A model that is known to be down or to want a pause, because other runs
+    asked it, is passed over without a request; one that is only at its limits is waited for. The response names the
+    model that answered.
 
     Args:
         models: Models or their names (`"openai:NAME"`), the preferred one first.
         on: Which errors send the request to the next model; `not_served` by default. It travels to the workers
             by pickle.
+        after: How long a failure that may pass is waited out, and the request tried again, before the next model is
+            asked; counted from when the model went down. At once by default.
     """
 
-    def __init__(self, *models: Model | str, on: Callable[[ModelError], bool] = not_served) -> None:
+    def __init__(
+        self, *models: Model | str, on: Callable[[ModelError], bool] = not_served, after: timedelta = timedelta(0)
+    ) -> None:
         resolved = [resolve_model(model) for model in models]
         if len(resolved) < 2:
             raise ConfigurationError(f"FallbackModel{models!r}: give it two models or more")
+        if after < timedelta(0):
+            raise ConfigurationError(f"FallbackModel(after={after!r}): give it a time that is not below zero")
         members: list[Model] = []
         for model in resolved:
             members.extend(model.models if isinstance(model, FallbackModel) else (model,))
         self.models: tuple[Model, ...] = tuple(members)
         self.on = on
+        self.after = after
         self._connecting: dict[int, asyncio.Task[None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,14 +89,19 @@ class FallbackModel(Model):
         self,
         models: tuple[Model, ...],
         request: ModelRequest,
-        between: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        *,
+        ask: Ask = attempt,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        random: Callable[[], float] = random_number,
     ) -> ModelResponse:
         """Asks some of the models, in the order given.
 
         Args:
             models: Which.
             request: What.
-            between: Called with 0 before each model but the first; it may raise when the request is wanted no more.
+            ask: Makes one attempt.
+            sleep: Waits that many seconds.
+            random: Gives numbers from 0 to 1.
 
         Raises:
             ModelError: All failed. It is the last error that may pass, so that a later round can succeed, and the
@@ -90,24 +109,41 @@ class FallbackModel(Model):
         """
         errors: list[ModelError] = []
         for model in models:
-            if errors:
-                await between(0.0)
+            after = 0.0 if model is models[-1] else self.after.total_seconds()
             try:
-                await self._connect(model)
-            except ModelError as error:  # whatever `on` says: the model was not asked at all
-                errors.append(error)
-                continue
-            try:
-                return await attempt(model, request)
+                return await self._ask_for(after, model, request, ask, sleep, random)
             except ModelError as error:
                 errors.append(error)
-                if not self.on(error):
+                if not (isinstance(error, NotAsked) or self.on(error)):
                     break
         told = next((failed for failed in reversed(errors) if failed.retryable), errors[-1])
         for failed in errors:
             if failed is not told:
                 told.add_note(f"another model of {self.name!r} failed, too: {failed}")
         raise told
+
+    async def _ask_for(
+        self,
+        seconds: float,
+        model: Model,
+        request: ModelRequest,
+        ask: Ask,
+        sleep: Callable[[float], Awaitable[None]],
+        random: Callable[[], float],
+    ) -> ModelResponse:
+        """Asks one model until it answers or the time is over."""
+        clock = asyncio.get_running_loop().time
+        until, bound = clock() + seconds, _FIRST_PAUSE
+        while True:
+            try:
+                await self._connect(model)
+                return await ask(model, request, patience=seconds)
+            except ModelError as error:
+                pause = (error.retry_after or 0.0) + random() * bound
+                if isinstance(error, NotAsked) or not error.retryable or clock() + pause >= until:
+                    raise
+            bound = min(2 * bound, _LONGEST_PAUSE)
+            await sleep(pause)
 
     async def connect(self) -> None:
         """Connects the models that work offline; one that uses the network connects when it is first asked.
@@ -125,8 +161,8 @@ class FallbackModel(Model):
             await asyncio.shield(connecting)
         except Exception as error:
             if isinstance(error, ModelError):
-                raise
-            raise ModelError(
+                raise NotAsked(str(error), retryable=error.retryable, status=error.status) from error
+            raise NotAsked(
                 f"model {model.name!r} cannot be connected: {type(error).__name__}: {error}", retryable=True
             ) from error
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from beam_agents.codec import canonical_json, digest
 from beam_agents.errors import ConfigurationError
+from beam_agents.limits import ModelLimits
 from beam_agents.messages import AssistantMessage, Message, ModelRequest, ModelResponse, TokenCount, ToolCall
 from beam_agents.models.base import Model, Price
 from beam_agents.models.call_ids import with_unique_call_ids
@@ -50,6 +51,7 @@ class FunctionModel(Model):
             model's, its answer may depend on the request alone. It travels to the workers by pickle.
         name: The name under which its answers are journaled.
         price: What its tokens cost, to try out cost budgets.
+        limits: How much of it a worker process may use, to try out limits. They are its own, whatever its name.
     """
 
     network = False
@@ -60,12 +62,14 @@ class FunctionModel(Model):
         *,
         name: str = "function",
         price: Price | None = None,
+        limits: ModelLimits | None = None,
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"FunctionModel({function!r}): give it a function that takes a ModelRequest")
         self.function = function
         self._name = name
         self._price = price
+        self.limits = limits or ModelLimits()
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.errors import ConfigurationError, ModelError
+from beam_agents.limits import ModelLimits
 from beam_agents.messages import ModelRequest, ModelResponse
 from beam_agents.models.base import Model, Price
 from beam_agents.models.openai_wire import read_response, request_body
@@ -34,6 +35,8 @@ class OpenAIModel(Model):
         price: What the model costs. By default the list price, if the package `genai-prices` is installed (extra
             `prices`) and knows the model.
         headers: Further HTTP headers. They are pickled with the model, so no secrets here.
+        limits: How much of it a worker process may use. All models of a process with the same name and server share
+            them, so they must be the same for all.
 
     Raises:
         ConfigurationError: An argument cannot be right.
@@ -47,6 +50,7 @@ class OpenAIModel(Model):
         api_key_env: str = "OPENAI_API_KEY",
         price: Price | None = None,
         headers: Mapping[str, str] | None = None,
+        limits: ModelLimits | None = None,
     ) -> None:
         if not model_name:
             raise ConfigurationError(f"OpenAIModel({model_name!r}): give the server's name of the model")
@@ -58,6 +62,7 @@ class OpenAIModel(Model):
         self.base_url = base_url
         self.api_key_env = api_key_env
         self.headers = dict(headers or {})
+        self.limits = limits or ModelLimits()
         self._price = price
         self._client: ChatClient | None = None
         self._openai_itself = True
@@ -67,13 +72,17 @@ class OpenAIModel(Model):
         return f"openai:{self.model_name}"
 
     @property
+    def server(self) -> str:
+        return f"{self.name} at {self._url()}"
+
+    @property
     def price(self) -> Price | None:
         return self._price or known_price(self.model_name, self.base_url)
 
     async def connect(self) -> None:
         if self._client is not None:
             return
-        base_url = self.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_HOST + "v1"
+        base_url = self._url()
         self._openai_itself = base_url.startswith(_OPENAI_HOST)
         api_key = os.environ.get(self.api_key_env)
         if not api_key:
@@ -103,6 +112,9 @@ class OpenAIModel(Model):
         body = request_body(self.model_name, request, openai_itself=self._openai_itself)
         answer = await self._client.post(body, seconds=request.settings.timeout, name=self.name)
         return read_response(answer, request, name=self.name, price=self.price)
+
+    def _url(self) -> str:
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI_HOST + "v1"
 
     def _open(self, api_key: str, base_url: str) -> ChatClient:
         from beam_agents.models.openai_client import ChatClient

@@ -19,8 +19,8 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpe
 
 from beam_agents.errors import ModelError
 
-# The pool of effects bounds the requests in flight, so this only has to be higher; None would mean aiohttp's own 100.
-_CONNECTIONS = httpx2.Limits(max_connections=10_000, keepalive_expiry=30.0)
+# The worker's limits bound the requests in flight, so this only has to be higher; None would mean aiohttp's own 100.
+_CONNECTIONS = httpx2.Limits(max_connections=1_000_000, keepalive_expiry=30.0)
 _RETRYABLE = frozenset({408, 409, 425, 429})
 _LONGEST_MESSAGE = 500
 

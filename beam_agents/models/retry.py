@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from beam_agents.errors import ModelError
 from beam_agents.messages import ModelRequest, ModelResponse
-from beam_agents.models.attempt import attempt
+from beam_agents.models.attempt import Ask, attempt
 from beam_agents.models.base import Model
 from beam_agents.models.fallback import FallbackModel
 from beam_agents.models.network import check_network_allowed, network_models_forbidden
@@ -16,12 +16,17 @@ from beam_agents.models.network import check_network_allowed, network_models_for
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 
+_OK = 200
+_USELESS_ANSWERS = 3
+"""How often an answer that was given, and may have been paid, but cannot be read is asked for again by default."""
+
 
 async def request_with_retries(
     model: Model,
     request: ModelRequest,
     *,
     forbidden: bool = False,
+    ask: Ask = attempt,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     random: Callable[[], float] = random_numbers.random,
 ) -> ModelResponse:
@@ -35,8 +40,8 @@ async def request_with_retries(
         model: Whom to ask.
         request: What; its settings have the time limit of an attempt and the number of retries.
         forbidden: Whether models that use the network are forbidden; the environment's switch counts as well.
-        sleep: Waits that many seconds, or raises when the request is wanted no more; also called, with 0, between two
-            models of a `FallbackModel`.
+        ask: Makes one attempt.
+        sleep: Waits that many seconds.
         random: Gives numbers from 0 to 1.
 
     Raises:
@@ -46,16 +51,19 @@ async def request_with_retries(
     """
     allowed = check_network_allowed(model, forbidden or network_models_forbidden())
     bound = _FIRST_PAUSE
-    retries_left = request.settings.retries
+    left = request.settings.retries
+    useless_left = _USELESS_ANSWERS if left is None else left
     while True:
         try:
             if isinstance(model, FallbackModel):
-                return await model.request_from(allowed, request, sleep)
-            return await attempt(model, request)
+                return await model.request_from(allowed, request, ask=ask, sleep=sleep, random=random)
+            return await ask(model, request, chances=left)
         except ModelError as error:
-            if not error.retryable or not retries_left:
+            useless = error.status == _OK
+            if not error.retryable or left == 0 or (useless and not useless_left):
                 raise
             pause = (error.retry_after or 0.0) + random() * bound
-        retries_left -= 1
+        left = None if left is None else left - 1
+        useless_left -= useless
         bound = min(2 * bound, _LONGEST_PAUSE)
         await sleep(pause)

@@ -57,6 +57,11 @@ DEFAULTS: tuple[FlinkDefault, ...] = (
         "every callback waits for its bundle to end, by Beam's default for a second or ten",
     ),
     FlinkDefault(
+        "max_bundle_size",
+        200,
+        "a checkpoint waits for the bundle, and by Beam's default of 1,000 a backlog makes that seconds",
+    ),
+    FlinkDefault(
         "finish_bundle_before_checkpointing",
         True,
         "else results of a bundle that a checkpoint cuts wait for the next event, which on a quiet stream never comes",
@@ -103,6 +108,7 @@ class FlinkAgentOptions(PipelineOptions):
         reasons = {default.option: default.reason for default in DEFAULTS}
         for option in ("max_bundle_time_mills", "checkpointing_interval"):
             parser.add_argument(f"--{option}", type=int, help=f"Milliseconds: {reasons[option]}.")
+        parser.add_argument("--max_bundle_size", type=int, help=f"Elements: {reasons['max_bundle_size']}.")
         parser.add_argument("--shutdown_sources_after_idle_ms", type=int, help="Milliseconds: see Flink.")
         for option, bare in _SWITCHES.items():
             parser.add_argument(

@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from beam_agents.engine.host import Handle
 
 QUICK_SECONDS = 0.02
-"""How long a bundle waits for the end of one more of its runs."""
+"""How long a bundle waits for the end of one more of its runs, if it has few."""
 
-LONGEST_SECONDS = 0.25
+_QUICK_SECONDS_EACH = 0.003
+"""What is added for each run: they go on in step, and so end together."""
+
+LONGEST_SECONDS = 1.0
 """How long a bundle waits in all while runs end one after the other: a checkpoint waits for the bundle."""
 
 _TRIES = 3
 """After so many bundles that waited in vain the next ones do not wait."""
 
 _PROBE_SECONDS = 1.0
-"""Then one bundle tries again after so long."""
+"""Then one bundle tries again after so long, and after twice as long each time that was in vain again."""
+
+_LONGEST_PROBE_SECONDS = 64.0
 
 
 class Patience:
@@ -31,6 +36,7 @@ class Patience:
     def __init__(self) -> None:
         self._tries = _TRIES
         self._next_probe = 0.0
+        self._probe = _PROBE_SECONDS
 
     def begin(self) -> Wait:
         """The wait of one bundle."""
@@ -38,7 +44,8 @@ class Patience:
             now = time.monotonic()
             if now < self._next_probe:
                 return Wait(self, 0.0)
-            self._next_probe = now + _PROBE_SECONDS
+            self._next_probe = now + self._probe
+            self._probe = min(2 * self._probe, _LONGEST_PROBE_SECONDS)
         return Wait(self, QUICK_SECONDS)
 
     @property
@@ -49,6 +56,8 @@ class Patience:
     def was(self, *, useful: bool) -> None:
         """Notes what came of a wait."""
         self._tries = _TRIES if useful else max(0, self._tries - 1)
+        if useful:
+            self._probe = _PROBE_SECONDS
 
 
 class Wait:
@@ -73,7 +82,7 @@ class Wait:
         ended = sum(handle.done.done() for handle in handles)
         if ended == len(handles) or self._quick <= 0:
             return ended > 0 and time.monotonic() < self._over_at
-        seen, limit = ended, self._limit()
+        seen, limit = ended, self._limit(len(handles))
         for handle in handles:
             while not handle.done.done():
                 left = limit - time.monotonic()
@@ -85,9 +94,9 @@ class Wait:
                 if now_ended == seen or limit >= self._over_at:
                     self._patience.was(useful=now_ended > ended)
                     return now_ended > 0 and limit < self._over_at
-                seen, limit = now_ended, self._limit()
+                seen, limit = now_ended, self._limit(len(handles) - now_ended)
         self._patience.was(useful=True)
         return time.monotonic() < self._over_at
 
-    def _limit(self) -> float:
-        return min(time.monotonic() + self._quick, self._over_at)
+    def _limit(self, runs: int) -> float:
+        return min(time.monotonic() + self._quick + runs * _QUICK_SECONDS_EACH, self._over_at)

@@ -26,6 +26,7 @@ from beam_agents.engine.live import Parked
 from beam_agents.engine.task import Task
 from beam_agents.events import FailureReason
 from beam_agents.history import Session
+from beam_agents.ledger.records import RunKey
 from beam_agents.transforms.cells import Cells, ClosedId
 from beam_agents.transforms.doorbell import LOOK
 from beam_agents.transforms.emission import Emitter, place
@@ -107,7 +108,7 @@ class StreamingDoFn(beam.DoFn):
             # the result is not late. Set again from a callback it would hold at the time of the callback.
             cells.deadlines[_tag(event)] = deadline
             yield from self._arrive(cells, event)
-        yield from self._advance(cells)
+        yield from self._advance(cells, begin=self._waits)
         if self._waits:
             self._leave(cells)
 
@@ -128,7 +129,7 @@ class StreamingDoFn(beam.DoFn):
         self._callbacks.inc()
         cells = self._cells(key, record, session, inbox, batch, closed, deadline, expiry)
         cells.deadlines[tag] = deadline
-        yield from self._advance(cells)
+        yield from self._advance(cells, begin=self._waits)
         if self._waits:
             self._leave(cells)
 
@@ -162,9 +163,11 @@ class StreamingDoFn(beam.DoFn):
     def finish_bundle(self) -> Iterator[TaggedOutput]:
         """Emits what ends soon, and writes the state of all keys of the bundle."""
         wait = self._patience.begin()
-        while wait.for_some([cells.handle for cells in self._touched.values() if cells.handle is not None]):
+        going_on = True
+        while going_on:
             for cells in self._touched.values():
-                yield from self._advance(cells)
+                yield from self._advance(cells, begin=True)
+            going_on = wait.for_some([cells.handle for cells in self._touched.values() if cells.handle is not None])
         for cells in self._touched.values():
             self._leave(cells)
         self._touched = {}
@@ -213,17 +216,24 @@ class StreamingDoFn(beam.DoFn):
         bound = self._use.max_waiting
         if bound is not None and cells.record.waiting >= bound and self._use.when_full == "block":
             until = time.monotonic() + LONGEST_BLOCK
-            while cells.record.waiting >= bound and cells.handle is not None and time.monotonic() < until:
-                with suppress(Exception):  # raised when the outcome is taken
-                    cells.handle.done.result(timeout=until - time.monotonic())
-                yield from self._advance(cells)
+            while cells.record.waiting >= bound and time.monotonic() < until:
+                if cells.handle is not None:
+                    with suppress(Exception):  # raised when the outcome is taken
+                        cells.handle.done.result(timeout=until - time.monotonic())
+                yield from self._advance(cells, begin=True)
         elif bound is not None and cells.record.waiting >= bound and not cells.knows(event):
             yield from self._emit(cells, event, overloaded(bound))
             return
         cells.wait(event)
 
-    def _advance(self, cells: Cells) -> Iterator[TaggedOutput]:
-        """Emits what has ended and starts what waits, as far as it goes without waiting."""
+    def _advance(self, cells: Cells, *, begin: bool) -> Iterator[TaggedOutput]:
+        """Emits what has ended and starts what waits, as far as it goes without waiting.
+
+        Args:
+            cells: The key's state.
+            begin: Whether runs may begin. They do when all state of the bundle is read: a busy event loop would hold
+                up the thread that reads.
+        """
         while True:
             event = cells.record.open
             if event is None:
@@ -232,7 +242,7 @@ class StreamingDoFn(beam.DoFn):
                 event = cells.next_event()
                 assert event is not None
                 self._take(cells, event)
-            outcome = self._outcome(cells, event)
+            outcome = self._outcome(cells, event, begin=begin)
             if outcome is None:
                 break
             yield from self._close(cells, event, outcome)
@@ -247,13 +257,18 @@ class StreamingDoFn(beam.DoFn):
         taken_by = "" if known else self._host.owner
         cells.set(open=event, revision=self._use.agent.revision, taken_by=taken_by)
 
-    def _outcome(self, cells: Cells, event: Envelope) -> Ended | Refused | ClosedId | None:
+    def _outcome(self, cells: Cells, event: Envelope, *, begin: bool) -> Ended | Refused | ClosedId | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
         if self._use.ephemeral and (before := cells.emitted_before(event)) is not None:  # no ledger knows it
             return before if before.digest == event.digest else conflict(event.run_id)
         if cells.handle is None:
-            cells.handle = self._host.start(self._task(cells, event))
-            cells.handle.awaited = self._patience.willing
+            run = self._use.run_key(cells.key, event, cells.record.revision)
+            cells.handle = self._host.find(run, event.digest)
+            if cells.handle is None:
+                if not begin:
+                    return None
+                cells.handle = self._host.start(self._task(cells, event, run))
+                cells.handle.awaited = self._patience.willing
         handle = cells.handle
         if not self._waits and not handle.done.done():
             return None
@@ -276,16 +291,15 @@ class StreamingDoFn(beam.DoFn):
             return before if before.digest == event.digest else conflict(event.run_id)
         return outcome
 
-    def _task(self, cells: Cells, event: Envelope) -> Task:
+    def _task(self, cells: Cells, event: Envelope, run: RunKey) -> Task:
         record = cells.record
         # A head that does not exist yet is begun with Beam's session only where that is no sign of a lost ledger.
-        revision = record.revision or self._use.agent.revision
-        begins = record.session_version and (self._use.ephemeral or record.session_revision != revision)
+        begins = record.session_version and (self._use.ephemeral or record.session_revision != run.revision)
         session = cells.session() or Session(version=record.session_version).model_dump_json() if begins else None
         return self._use.task(
             cells.key,
             event,
-            revision=revision,
+            run,
             session_version=record.session_version,
             session=session,
             ledger_identity=None if self._use.ephemeral else record.ledger,

@@ -93,12 +93,19 @@ class AgentUse:
     def task_of_record(self, run: Run) -> Task:
         """The task of an open run, whose event may never come back."""
         envelope = Envelope(run_id=run.key.run_id, event=run.event, digest=run.digest, micros=0)
-        return replace(self.task(key_of(run.key.key), envelope), run=run.key, event_time=run.event_time)
+        return replace(self.task(key_of(run.key.key), envelope, run.key), event_time=run.event_time)
 
-    def task(self, key: Any, envelope: Envelope, *, revision: int | None = None, **more: Any) -> Task:
-        """The task of an event."""
+    def task(self, key: Any, envelope: Envelope, run: RunKey | None = None, **more: Any) -> Task:
+        """The task of an event.
+
+        Args:
+            key: The Beam key.
+            envelope: The event.
+            run: Its run, if that is not the agent's at its revision of today.
+            more: More of the task.
+        """
         return Task(
-            run=self.run_key(key, envelope, revision),
+            run=run or self.run_key(key, envelope),
             key=key,
             event=envelope.event,
             digest=envelope.digest,

@@ -327,7 +327,7 @@ def test_a_group_costs_few_statements(store: Store) -> None:
     )
     connection_of(store).set_trace_callback(None)
     assert all(isinstance(answer, Recorded) for answer in answers[1::2])
-    assert len(statements) == 5, [statement[:60] for statement in statements]
+    assert len(statements) == 4, [statement[:60] for statement in statements]
 
 
 def test_what_was_not_read_ahead_is_read_when_it_is_needed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

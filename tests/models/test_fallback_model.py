@@ -8,6 +8,7 @@ import pytest
 from beam_agents.errors import ConfigurationError, ModelError
 from beam_agents.messages import AssistantMessage, ModelRequest, ModelResponse, ModelSettings, UserMessage
 from beam_agents.models import FallbackModel, FunctionModel, Model, OpenAIModel, Price, say
+from beam_agents.models.attempt import attempt
 from beam_agents.models.retry import request_with_retries
 
 
@@ -147,8 +148,10 @@ def test_the_next_model_is_not_asked_when_the_request_is_wanted_no_more(question
     class Fenced(Exception):
         pass
 
-    async def between(seconds: float) -> None:
-        raise Fenced
+    async def ask(model: Model, request: ModelRequest, /, **waits: object) -> ModelResponse:
+        if model.name != "first":
+            raise Fenced
+        return await attempt(model, request)
 
     asked: list[ModelRequest] = []
 
@@ -158,5 +161,5 @@ def test_the_next_model_is_not_asked_when_the_request_is_wanted_no_more(question
 
     model = FallbackModel(failing(ModelError("busy", retryable=True), "first"), FunctionModel(answer))
     with pytest.raises(Fenced):
-        asyncio.run(request_with_retries(model, question, sleep=between))
+        asyncio.run(request_with_retries(model, question, ask=ask))
     assert asked == []

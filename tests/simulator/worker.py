@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.engine.host import Host
+from beam_agents.engine.limits import WorkerLimits
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Command, Renew
@@ -40,6 +41,7 @@ class SimWriter(LedgerWriter):
         self.ledger = self._watched = ledger
         self.down_since = None
         self.groups = self.commands = 0
+        self._is_open = False
         self.road = road
         self._loop = loop
         self._rng = rng
@@ -120,9 +122,7 @@ class SimWorker(Worker):
     ) -> None:  # fmt: skip
         self.lock = threading.RLock()
         self.loop: SimLoop = SimLoop(scheduler, name, skew=skew)
-        self.model_slots = asyncio.Semaphore(slots)
-        self.tool_slots = asyncio.Semaphore(slots)
-        self.run_slots = asyncio.Semaphore(slots)
+        self.limits = WorkerLimits(model_calls=slots, tool_calls=slots, tool_threads=slots)
         self.letting_go = False
         self.name = name
         self.writer = SimWriter(ledger, self.loop, rng, road)

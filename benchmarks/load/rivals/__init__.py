@@ -1,0 +1,1 @@
+"""Programs that run the same work in the rivals' environments."""
