@@ -36,6 +36,7 @@ test-flink: $(MADE)/test $(MADE)/flink
 bench: OUT ?= bench-out
 bench: $(MADE)/test $(MADE)/prism $(MADE)/flink
 	$(RUN) -m benchmarks.crash.rivals install
+	$(RUN) -m benchmarks.load.rivals_flink_agents install
 	$(RUN) -m benchmarks.load --out $(OUT) $(ARGS)
 
 bench-crash: OUT ?= crash-out

@@ -13,11 +13,13 @@ what changes often is in one small cell, and an event whose run ends at once cos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beam_agents.stored import Stored
 from beam_agents.transforms.envelope import Envelope
+from beam_agents.transforms.state_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from beam_agents.engine.host import Handle
@@ -86,10 +88,11 @@ class Cells:
 
     Attributes:
         key: The Beam key.
-        record: The small cell as it is now.
         handle: The worker's hold on the run of the open event.
         deadlines: The timers of events that are looked at again if nothing else calls the key, by tag, as the
             callbacks of this bundle were given them.
+        pending: By tag, how many timers of older bundles are pending at least for events that are done: those that are
+            done less those that came, or whose timer fired, in this bundle.
         deadline: The timer of the newest callback.
         expiry: The timer of the session.
     """
@@ -101,15 +104,30 @@ class Cells:
         self._record, self._session, self._inbox, self._batch, self._closed = record, session, inbox, batch, closed
         self.deadline, self.expiry = deadline, expiry
         self.deadlines: dict[str, Any] = {}
+        self.pending: Counter[str] = Counter()
         self.handle: Handle | None = None
-        self.record = KeyRecord.from_json(raw) if (raw := record.read()) else KeyRecord()
-        self._written = self.record
+        self._ahead = ReadAhead(record)
+        self._now: KeyRecord | None = None
+        self._written: KeyRecord | None = None
         self._long_session: str | None = None
         self._events: list[bytes] | None = None
 
+    @property
+    def record(self) -> KeyRecord:
+        """The small cell as it is now; it is waited for when it is first needed."""
+        if self._now is None:
+            raw = self._ahead.value()
+            self._now = self._written = KeyRecord.from_json(raw) if raw else KeyRecord()
+        return self._now
+
     def set(self, **changes: Any) -> None:
         """Changes the small cell."""
-        self.record = self.record.model_copy(update=changes)
+        self._now = self.record.model_copy(update=changes)
+
+    def expect(self, tag: str, deadline: Any) -> None:
+        """Notes that an event has no timer that is pending, and needs one unless it is done in this bundle."""
+        self.deadlines[tag] = deadline
+        self.pending[tag] -= 1
 
     # ---- events that wait ----
 
@@ -213,6 +231,11 @@ class Cells:
             yield from ClosedIds.from_json(raw).ids
 
     # ---- the end of the bundle ----
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """What may have to be written."""
+        return self._record, self._session, self._inbox, self._batch, self._closed
 
     def write(self) -> None:
         """Writes what changed."""

@@ -32,6 +32,7 @@ from beam_agents.transforms.doorbell import LOOK
 from beam_agents.transforms.emission import Emitter, place
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.patience import Patience
+from beam_agents.transforms.state_ahead import write_together
 from beam_agents.transforms.use import AgentUse
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class StreamingDoFn(beam.DoFn):
         self._callbacks = Metrics.counter(f"beam_agents.{use.scope}", "callbacks")
         self._patience = Patience()
         self._touched: dict[str, Cells] = {}
+        self._come: list[tuple[Cells, Envelope | None]] = []
 
     def setup(self) -> None:
         """Joins the worker."""
@@ -85,7 +87,7 @@ class StreamingDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begins with no keys."""
-        self._touched = {}
+        self._touched, self._come = {}, []
 
     def process(
         self,
@@ -102,15 +104,13 @@ class StreamingDoFn(beam.DoFn):
         key, data = element
         self._callbacks.inc()
         cells = self._cells(key, record, session, inbox, batch, closed, deadline, expiry)
+        event = None
         if data != LOOK:  # no timer is set for a look: it would hold the watermark at the doorbell's time
             event = Envelope.from_json(data)
             # One timer for each event, set once: while it is pending it holds the watermark at its event, so that
             # the result is not late. Set again from a callback it would hold at the time of the callback.
-            cells.deadlines[_tag(event)] = deadline
-            yield from self._arrive(cells, event)
-        yield from self._advance(cells, begin=self._waits)
-        if self._waits:
-            self._leave(cells)
+            cells.expect(_tag(event), deadline)
+        yield from self._handle(cells, event)
 
     @on_timer(_DEADLINE)
     def look_at_deadline(
@@ -128,10 +128,8 @@ class StreamingDoFn(beam.DoFn):
         """An event's budget of time is over, or should be. Cleared timers may fire too: state decides."""
         self._callbacks.inc()
         cells = self._cells(key, record, session, inbox, batch, closed, deadline, expiry)
-        cells.deadlines[tag] = deadline
-        yield from self._advance(cells, begin=self._waits)
-        if self._waits:
-            self._leave(cells)
+        cells.expect(tag, deadline)
+        yield from self._handle(cells, None)
 
     @on_timer(_EXPIRY)
     def expire(
@@ -161,16 +159,32 @@ class StreamingDoFn(beam.DoFn):
             self._leave(cells)
 
     def finish_bundle(self) -> Iterator[TaggedOutput]:
-        """Emits what ends soon, and writes the state of all keys of the bundle."""
+        """Takes what has come, emits what ends soon, and writes the state of all keys of the bundle."""
+        # Runs begin after all state is read: a busy event loop would hold up the threads that read.
+        for cells, event in self._come:
+            if event is not None:
+                yield from self._arrive(cells, event)
+        self._come = []
         wait = self._patience.begin()
         going_on = True
         while going_on:
             for cells in self._touched.values():
-                yield from self._advance(cells, begin=True)
+                yield from self._advance(cells)
             going_on = wait.for_some([cells.handle for cells in self._touched.values() if cells.handle is not None])
         for cells in self._touched.values():
             self._leave(cells)
+        write_together(state for cells in self._touched.values() for state in cells.states)
         self._touched = {}
+
+    def _handle(self, cells: Cells, event: Envelope | None) -> Iterator[TaggedOutput]:
+        """Lets an event, or a look, wait for the end of its bundle, when its state has come."""
+        if not self._waits:
+            self._come.append((cells, event))
+            return
+        if event is not None:
+            yield from self._arrive(cells, event)
+        yield from self._advance(cells)
+        self._leave(cells)
 
     def _cells(self, key: Any, *states: Any) -> Cells:
         """The key's state: what this bundle has changed is written at its end only."""
@@ -220,20 +234,14 @@ class StreamingDoFn(beam.DoFn):
                 if cells.handle is not None:
                     with suppress(Exception):  # raised when the outcome is taken
                         cells.handle.done.result(timeout=until - time.monotonic())
-                yield from self._advance(cells, begin=True)
+                yield from self._advance(cells)
         elif bound is not None and cells.record.waiting >= bound and not cells.knows(event):
             yield from self._emit(cells, event, overloaded(bound))
             return
         cells.wait(event)
 
-    def _advance(self, cells: Cells, *, begin: bool) -> Iterator[TaggedOutput]:
-        """Emits what has ended and starts what waits, as far as it goes without waiting.
-
-        Args:
-            cells: The key's state.
-            begin: Whether runs may begin. They do when all state of the bundle is read: a busy event loop would hold
-                up the thread that reads.
-        """
+    def _advance(self, cells: Cells) -> Iterator[TaggedOutput]:
+        """Emits what has ended and starts what waits, as far as it goes without waiting."""
         while True:
             event = cells.record.open
             if event is None:
@@ -242,14 +250,15 @@ class StreamingDoFn(beam.DoFn):
                 event = cells.next_event()
                 assert event is not None
                 self._take(cells, event)
-            outcome = self._outcome(cells, event, begin=begin)
+            outcome = self._outcome(cells, event)
             if outcome is None:
                 break
             yield from self._close(cells, event, outcome)
             cells.set(open=None, revision=None, taken_by="")
             tag = _tag(event)
+            cells.pending[tag] += 1
             # The timer of an event of this bundle is not set yet; one that an event with the same id has set is.
-            if tag not in cells.deadlines and all(tag != _tag(other) for other in cells.unfinished()):
+            if cells.pending[tag] > 0 and all(tag != _tag(other) for other in cells.unfinished()):
                 cells.deadline.clear(dynamic_timer_tag=tag)
 
     def _take(self, cells: Cells, event: Envelope) -> None:
@@ -257,18 +266,14 @@ class StreamingDoFn(beam.DoFn):
         taken_by = "" if known else self._host.owner
         cells.set(open=event, revision=self._use.agent.revision, taken_by=taken_by)
 
-    def _outcome(self, cells: Cells, event: Envelope, *, begin: bool) -> Ended | Refused | ClosedId | None:
+    def _outcome(self, cells: Cells, event: Envelope) -> Ended | Refused | ClosedId | None:
         """What the event's run came to, if it has ended; starts it, or attaches to it."""
         if self._use.ephemeral and (before := cells.emitted_before(event)) is not None:  # no ledger knows it
             return before if before.digest == event.digest else conflict(event.run_id)
         if cells.handle is None:
             run = self._use.run_key(cells.key, event, cells.record.revision)
-            cells.handle = self._host.find(run, event.digest)
-            if cells.handle is None:
-                if not begin:
-                    return None
-                cells.handle = self._host.start(self._task(cells, event, run))
-                cells.handle.awaited = self._patience.willing
+            cells.handle = self._host.start(self._task(cells, event, run))
+            cells.handle.awaited = self._patience.willing
         handle = cells.handle
         if not self._waits and not handle.done.done():
             return None
