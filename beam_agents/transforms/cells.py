@@ -108,6 +108,7 @@ class Cells:
         self.handle: Handle | None = None
         self._ahead = ReadAhead(record)
         self._now: KeyRecord | None = None
+        self._was_empty = False
         self._written: KeyRecord | None = None
         self._long_session: str | None = None
         self._events: list[bytes] | None = None
@@ -117,6 +118,7 @@ class Cells:
         """The small cell as it is now; it is waited for when it is first needed."""
         if self._now is None:
             raw = self._ahead.value()
+            self._was_empty = not raw
             self._now = self._written = KeyRecord.from_json(raw) if raw else KeyRecord()
         return self._now
 
@@ -233,9 +235,11 @@ class Cells:
     # ---- the end of the bundle ----
 
     @property
-    def states(self) -> tuple[Any, ...]:
-        """What may have to be written."""
-        return self._record, self._session, self._inbox, self._batch, self._closed
+    def states(self) -> Iterator[tuple[Any, bool]]:
+        """What may have to be written, and whether it is known to be empty."""
+        yield self._record, self._was_empty
+        for state in (self._session, self._inbox, self._batch, self._closed):
+            yield state, False
 
     def write(self) -> None:
         """Writes what changed."""

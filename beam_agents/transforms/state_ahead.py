@@ -60,19 +60,22 @@ class ReadAhead:
         return value
 
 
-def write_together(states: Iterable[Any]) -> None:
+def write_together(states: Iterable[tuple[Any, bool]]) -> None:
     """Has the runner take what was written to cells, all at once. What is left is written when the bundle ends.
+
+    Args:
+        states: Each cell, and whether it is known to be empty, so that nothing has to be cleared.
 
     Raises:
         RuntimeError: The runner did not take it.
     """
     sent: list[tuple[Any, _Future]] = []
-    for state in states:
+    for state, empty in states:
         bag = _bag_of(state)
         if bag is None:
             continue
         handler, last = bag._state_handler, None
-        if bag._cleared:
+        if bag._cleared and not empty:
             last = handler.clear(bag._state_key)
         if bag._added_elements:
             last = handler.extend(bag._state_key, bag._value_coder.get_impl(), bag._added_elements)

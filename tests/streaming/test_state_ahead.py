@@ -76,9 +76,9 @@ def test_cells_are_written_before_anybody_waits(runner: Runner) -> None:
     cells[b"b"].write(b"first")
     cells[b"d"].clear()
     with mock.patch.object(state_ahead, "_answer", lambda stream, asked: runner.answer() or asked.get()):
-        write_together(cells.values())
+        write_together((cell, key == b"b") for key, cell in cells.items())
     assert runner.bags == {b"a": b"\x03new", b"b": b"\x05first", b"c": b"\x04kept"}
-    assert runner.answered == ["clear", "append", "clear", "append", "clear"]
+    assert runner.answered == ["clear", "append", "append", "clear"]
     for cell in cells.values():  # nothing is left for the end of the bundle
         cell.commit()
     assert not runner.waiting()
@@ -104,7 +104,7 @@ def test_a_runner_that_refuses_fails_the_bundle(runner: Runner) -> None:
             beam_fn_api_pb2.StateResponse(id=request.id, error="the lock is lost")
         )
         with pytest.raises(RuntimeError, match="the lock is lost"):
-            write_together([cell])
+            write_together([(cell, False)])
 
 
 def test_a_stream_that_has_ended_does_not_hang(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ class OfAnotherRunner:
 def test_other_state_is_used_by_its_interface() -> None:
     cell = OfAnotherRunner()
     assert ReadAhead(cell).value() == b"plain"
-    write_together([cell])
+    write_together([(cell, False)])
     cell.value = None
     assert ReadAhead(cell).value() is None
 
