@@ -34,8 +34,8 @@ def store(path: Path) -> Iterator[Store]:
 @pytest.mark.parametrize(
     ("command", "number", "index"),
     [
-        (Prune("scope", "fraud", 1, 1e9), 1, "INDEX tombstones"),
-        (Prune("scope", "fraud", 1, 1e9), 2, "INDEX closed_runs"),
+        (Prune("scope", "fraud", 1, 1e9), 2, "INDEX tombstones"),
+        (Prune("scope", "fraud", 1, 1e9), 3, "INDEX closed_runs"),
         (FindRuns(which="open"), 1, "INDEX open_runs"),
         (FindRuns(which="doubtful"), 1, "INDEX doubtful_runs"),
         (FindRuns(which="failed"), 1, "INDEX failed_runs"),
