@@ -259,6 +259,7 @@ class LiveRun:
                     attempts.begin(machine.deliver(outcome), out_of_time=self._out_of_time)
                     if not machine.always_replay:
                         self._journal.let_go(path, outcome.attempt)
+                    del outcome  # what a tool returned may be large, and the next outcome may be long in coming
             await attempts.finish()
             return machine.ending
         finally:

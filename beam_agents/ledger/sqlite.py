@@ -30,8 +30,8 @@ from beam_agents.ledger.sqlite_transaction import SqliteTransaction
 _BUSY_SECONDS = 2.0
 _CACHED_STATEMENTS = 256
 _OLDEST_SQLITE = (3, 35)
-_KNOWN_RUNS = 2_048
-"""Runs that are kept in memory from one transaction to the next."""
+_KNOWN_BYTES = 16_000_000
+"""What is kept in memory from one transaction to the next, about."""
 _PASSING = frozenset(
     (
         sqlite3.SQLITE_BUSY,
@@ -149,7 +149,7 @@ class SqliteLedger(Ledger):
     def _transaction(self, connection: sqlite3.Connection) -> SqliteTransaction:
         """The last transaction goes on with what it has read, if no other connection has written since."""
         version = connection.execute("PRAGMA data_version").fetchone()[0]
-        if self._last is None or version != self._version or self._last.known() > _KNOWN_RUNS:
+        if self._last is None or version != self._version or self._last.known > _KNOWN_BYTES:
             self._last, self._version = SqliteTransaction(connection, self._clock), version
         return self._last
 

@@ -39,6 +39,8 @@ from beam_agents.ledger.records import Effect, Head, HeadKey, Lease, Run, RunKey
 from beam_agents.ledger.sqlite_text import execute
 
 _OLD_LEASE_SECONDS = 3600.0
+_RECORD_BYTES = 1_000
+"""Of a run or an effect, without its texts."""
 
 
 class SqliteTransaction:
@@ -59,10 +61,8 @@ class SqliteTransaction:
         self._changed_runs: set[RunKey] = set()
         self._changed_effects: dict[tuple[RunKey, str, int], None] = {}
         self._changed_leases: set[str] = set()
-
-    def known(self) -> int:
-        """How many runs it has read."""
-        return len(self._runs)
+        self.known = 0
+        """Bytes that it holds in memory, about."""
 
     def read_ahead(self, commands: Iterable[Command]) -> None:
         """Reads what the commands are going to ask for."""
@@ -144,7 +144,7 @@ class SqliteTransaction:
             self._ids[run.key] = self._last_id
             self._effects[run.key] = {}
             self._whole_journals.add(run.key)
-        self._runs[run.key] = run
+        self._know_run(run)
         self._changed_runs.add(run.key)
 
     def effects(self, key: RunKey) -> tuple[Effect, ...]:
@@ -240,8 +240,16 @@ class SqliteTransaction:
         for known in (self._heads, self._runs, self._ids, self._effects, self._whole_journals):
             known.clear()
 
-    def _put_effect(self, key: RunKey, effect: Effect) -> None:
+    def _know_run(self, run: Run) -> None:
+        self._runs[run.key] = run
+        self.known += _RECORD_BYTES + len(run.event) + len(run.end or "")
+
+    def _know_effect(self, key: RunKey, effect: Effect) -> None:
         self._effects.setdefault(key, {})[effect.path, effect.attempt] = effect
+        self.known += _RECORD_BYTES + len(effect.arguments or "") + len(effect.value or "")
+
+    def _put_effect(self, key: RunKey, effect: Effect) -> None:
+        self._know_effect(key, effect)
         self._changed_effects[key, effect.path, effect.attempt] = None
 
     def _read_heads(self, keys: Collection[HeadKey]) -> None:
@@ -255,7 +263,7 @@ class SqliteTransaction:
         self._runs.update(dict.fromkeys(wanted))
         for row in self._read(rows.RUNS, "scope, agent, revision, key, run_id", wanted):
             run = rows.read_run(row)
-            self._runs[run.key] = run
+            self._know_run(run)
             self._ids[run.key] = row[0]
 
     def _read_journals(self, keys: Collection[RunKey]) -> None:
@@ -265,8 +273,7 @@ class SqliteTransaction:
             self._whole_journals.add(key)
         found = self._read(rows.EFFECTS, "run", [(run,) for run in wanted], more="id")
         for run, *row, _ in sorted(found, key=lambda row: row[-1]):
-            effect = rows.read_effect(row)
-            self._effects[wanted[run]][effect.path, effect.attempt] = effect
+            self._know_effect(wanted[run], rows.read_effect(row))
 
     def _read_effects(self, attempts: Collection[tuple[RunKey, str, int]]) -> None:
         wanted: dict[tuple[int, str, int], RunKey] = {}
@@ -277,7 +284,7 @@ class SqliteTransaction:
                 known[path, attempt] = None
         for run, *row in self._read(rows.EFFECTS, "run, path, attempt", list(wanted)):
             effect = rows.read_effect(row)
-            self._effects[wanted[run, effect.path, effect.attempt]][effect.path, effect.attempt] = effect
+            self._know_effect(wanted[run, effect.path, effect.attempt], effect)
 
     def _read_leases(self, owners: Collection[str]) -> None:
         wanted = [owner for owner in owners if owner not in self._leases]
