@@ -94,6 +94,10 @@ class Bench:
             measure = partial(client.measure, self._server.base_url, self._wanted.repeats)
         elif part == "flink-agents":
             measure = self._flink_agents
+        elif part == "memory":
+            from benchmarks.load import memory
+
+            measure = partial(memory.measure, self._scratch, sessions=self._wanted.sessions)
         else:
             measure = partial(import_module(f"benchmarks.load.{part}").measure, self._scratch)
         self._write(_ALONE[part], {})
@@ -144,10 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=_of(every), default=every, help="(all)")
     parser.add_argument("--repeats", type=int, default=5, help="of each side (%(default)s)")
     parser.add_argument("--events", type=int, default=2_000, help="in a burst answered at once (%(default)s)")
+    parser.add_argument("--sessions", type=int, default=50_000, help="that are idle, in memory (%(default)s)")
     parser.add_argument("--curve", action="store_true", help=f"also {', '.join(map(str, _CURVE))} runs in flight")
     given, options = parser.parse_known_args(argv)
-    if given.repeats < 1 or given.events < 1:
-        parser.error(f"--repeats={given.repeats} and --events={given.events} must be 1 or more")
+    if min(given.repeats, given.events, given.sessions) < 1:
+        parser.error(
+            f"--repeats={given.repeats}, --events={given.events} and --sessions={given.sessions} must be 1 or more"
+        )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     parts.LOG.setLevel(logging.INFO)
     folder = given.out.absolute()
@@ -155,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_runner = [part for part in given.parts if part in _ON_RUNNER]
     alone = [part for part in given.parts if part in _ALONE]
     runners = given.runners if on_runner or given.curve else []
-    wanted = parts.Wanted(repeats=given.repeats, events=given.events)
+    wanted = parts.Wanted(repeats=given.repeats, events=given.events, sessions=given.sessions)
     with tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as scratch, running_server() as server:
         bench = Bench(folder, Path(scratch), server, wanted, options)
         for name in runners:

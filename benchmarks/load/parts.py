@@ -33,6 +33,8 @@ class Wanted:
     repeats: int
     events: int
     """In a burst that is answered at once."""
+    sessions: int = 50_000
+    """That are idle while their state is measured."""
 
 
 def at_once(runner: Runner, _server: ChatServer, wanted: Wanted) -> Figures:
