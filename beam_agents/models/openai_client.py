@@ -1,6 +1,8 @@
 """The HTTP client for chat servers, and what its errors mean.
 
-This is the one module that imports the openai package, which takes a second: it is imported when a model connects.
+This is the one module that imports the openai package, which takes a second: it is imported when a model connects. The
+package says where a server is and what it is told in headers. The requests themselves go through aiohttp: what the
+package does for each of them cost more than all the rest of a run's step.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ from typing import Any
 
 import aiohttp
 import httpx2
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI
 
 from beam_agents.errors import ModelError
 
-# The worker's limits bound the requests in flight, so this only has to be higher; None would mean aiohttp's own 100.
-_CONNECTIONS = httpx2.Limits(max_connections=1_000_000, keepalive_expiry=30.0)
+_KEEPALIVE_SECONDS = 30.0
 _RETRYABLE = frozenset({408, 409, 425, 429})
 _LONGEST_MESSAGE = 500
 
@@ -30,18 +31,15 @@ class ChatClient:
 
     def __init__(self, *, api_key: str, base_url: str | None, headers: Mapping[str, str]) -> None:
         self._api_key = api_key
-        self._client = AsyncOpenAI(
-            api_key=api_key,
-            base_url=base_url,
-            default_headers=headers,
-            max_retries=0,
-            http_client=DefaultAioHttpClient(limits=_CONNECTIONS),
-        )
+        server = AsyncOpenAI(api_key=api_key, base_url=base_url, default_headers=headers)
+        self._url = f"{str(server.base_url).rstrip('/')}/chat/completions"
+        told = server.auth_headers | server.default_headers
+        self._headers = {name: value for name, value in told.items() if isinstance(value, str)}
+        self._tls = httpx2.create_ssl_context() if self._url.startswith("https:") else True
+        self._session: aiohttp.ClientSession | None = None
 
     async def post(self, body: dict[str, Any], *, seconds: float, name: str) -> bytes:
         """Sends one request and returns the body of the answer.
-
-        `post` and not `chat.completions.create`, which walks through the whole transcript in Python at every step.
 
         Args:
             body: The body of `POST /chat/completions`.
@@ -51,32 +49,40 @@ class ChatClient:
         Raises:
             ModelError: There is no answer with status 200. Its message and its cause hold no secrets.
         """
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_read=seconds)
         try:
-            response = await self._client.post(
-                "/chat/completions", body=body, cast_to=httpx2.Response, options={"timeout": seconds}
-            )
-        except APIStatusError as error:
-            failure = self._status_error(error, name)
-        except APITimeoutError:
-            # The client says so of connections that were lost, too.
-            failure = ModelError(f"model {name!r}: no answer in time, or the connection was lost", retryable=True)
-        except (APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            failure = ModelError(
-                f"model {name!r}: the connection failed: {self._clean(str(error.__cause__ or error))}", retryable=True
-            )
-        else:
-            return response.content
+            async with self._connections().post(self._url, data=data, timeout=timeout) as response:
+                answer = await response.read()
+                if response.status < 400:
+                    return answer
+                failure = self._status_error(response, answer, name)
+        except TimeoutError:
+            failure = ModelError(f"model {name!r}: no answer within {seconds:g} seconds", retryable=True)
+        except (aiohttp.ClientError, OSError) as error:
+            why = self._clean(str(error)) or type(error).__name__
+            failure = ModelError(f"model {name!r}: the connection failed: {why}", retryable=True)
         raise failure  # outside of the handlers: the client's own errors may quote the key
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
-    def _status_error(self, error: APIStatusError, name: str) -> ModelError:
-        status, headers = error.status_code, error.response.headers
-        asked_not_to = headers.get("x-should-retry") == "false" or error.code == "insufficient_quota"
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # The worker's limits bound the requests in flight, so there is none here.
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=self._tls)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, trust_env=True)
+        return self._session
+
+    def _status_error(self, response: aiohttp.ClientResponse, answer: bytes, name: str) -> ModelError:
+        status, headers = response.status, response.headers
+        told, code = _told(answer)
+        asked_not_to = headers.get("x-should-retry") == "false" or code == "insufficient_quota"
         return ModelError(
-            f"model {name!r}: status {status}: {self._clean(_told(error))}",
+            f"model {name!r}: status {status}: {self._clean(told or response.reason or 'no reason')}",
             retryable=(status in _RETRYABLE or status >= 500) and not asked_not_to,
             retry_after=retry_after(headers, now=time.time()),
             status=status,
@@ -86,12 +92,17 @@ class ChatClient:
         return re.sub(r"\s+", " ", text.replace(self._api_key, "***")).strip()[:_LONGEST_MESSAGE]
 
 
-def _told(error: APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        message = body.get("message") or body.get("detail") or body.get("error")
-        return message if isinstance(message, str) else json.dumps(body)
-    return str(body) if body else error.response.reason_phrase
+def _told(answer: bytes) -> tuple[str, Any]:
+    """What the body of an error says, and its code."""
+    try:
+        body = json.loads(answer)
+    except ValueError:
+        return answer.decode(errors="replace"), None
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return error if isinstance(error, str) else json.dumps(error), None
+    message = error.get("message") or error.get("detail")
+    return message if isinstance(message, str) else json.dumps(error), error.get("code")
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
