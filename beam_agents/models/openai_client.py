@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -35,6 +37,8 @@ class ChatClient:
         self._url = f"{str(server.base_url).rstrip('/')}/chat/completions"
         told = server.auth_headers | server.default_headers
         self._headers = {name: value for name, value in told.items() if isinstance(value, str)}
+        # Once, and not by `trust_env`, which reads files in a thread at each request.
+        self._proxy = _proxy_of(self._url)
         self._tls = httpx2.create_ssl_context() if self._url.startswith("https:") else True
         self._session: aiohttp.ClientSession | None = None
 
@@ -52,7 +56,7 @@ class ChatClient:
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
         timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_read=seconds)
         try:
-            async with self._connections().post(self._url, data=data, timeout=timeout) as response:
+            async with self._connections().post(self._url, data=data, timeout=timeout, proxy=self._proxy) as response:
                 answer = await response.read()
                 if response.status < 400:
                     return answer
@@ -74,7 +78,7 @@ class ChatClient:
         if self._session is None:
             # The worker's limits bound the requests in flight, so there is none here.
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=self._tls)
-            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, trust_env=True)
+            self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self._session
 
     def _status_error(self, response: aiohttp.ClientResponse, answer: bytes, name: str) -> ModelError:
@@ -90,6 +94,12 @@ class ChatClient:
 
     def _clean(self, text: str) -> str:
         return re.sub(r"\s+", " ", text.replace(self._api_key, "***")).strip()[:_LONGEST_MESSAGE]
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`) names for a URL."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _told(answer: bytes) -> tuple[str, Any]:

@@ -282,6 +282,16 @@ def test_headers_and_the_key_of_the_environment_are_sent(
     assert headers["x-team"] == "fraud"
 
 
+def test_the_proxy_of_the_environment_is_used(question: ModelRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MockChatServer(lambda _: "by proxy") as proxy:
+        monkeypatch.setenv("http_proxy", proxy.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        far = asyncio.run(ask(OpenAIModel("m1", base_url="http://models.example/v1"), question))
+        _, near = exchange(question, lambda _: "directly")
+        assert [far.message.text, near.message.text] == ["by proxy", "directly"]
+        assert proxy.stats["calls"] == 1
+
+
 def test_a_server_of_ones_own_needs_no_key(question: ModelRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with MockChatServer() as server:
