@@ -81,6 +81,13 @@ class ToolFailed(Exception):
     """Raised by a tool: it failed for good, without effect. The model is told so and goes on without it."""
 
 
+class NotCalled(Exception):
+    """Raised by a tool whose call is certain to have had no effect, where the model cannot help: no permission, no
+    connection. It counts as an error: the run ends as `tool_error` when there are no `retries` left, and a `once`
+    call is not in doubt.
+    """
+
+
 class FailRun(Exception):
     """Raised by a tool, `on_event`, `skip` or a workflow: the run ends in `failures` with reason `rejected`."""
 

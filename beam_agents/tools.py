@@ -65,6 +65,10 @@ class Unknown:
     why: str = ""
 
 
+class RedactionFailed(ToolError):
+    """A tool's `redact` failed, so what it should have redacted is dropped."""
+
+
 class Tool(Generic[R]):
     """A function with the declaration of its effect; made by `@tool`. Calling it calls the function."""
 
@@ -80,6 +84,7 @@ class Tool(Generic[R]):
         in_flight: int | None = None,
         name: str | None = None,
         description: str | None = None,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self.function = function
         self.effect = effect
@@ -88,13 +93,16 @@ class Tool(Generic[R]):
         self.retries = retries
         self.model_retries = model_retries
         self.in_flight = in_flight
+        self.redact = redact
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.description = description or _docstring(function)[0]
         self._check()
         # Resolved once: a function that was pickled by value has lost the names that its annotations speak of.
-        self._hints = _hints(self.name, function)
+        self._hints = hints_of(self.name, function)
         self._with_context = _drop_context(function, self._hints)
-        self._reconcile_with_context = reconcile is not None and _drop_context(reconcile, _hints(self.name, reconcile))
+        self._reconcile_with_context = reconcile is not None and _drop_context(
+            reconcile, hints_of(self.name, reconcile)
+        )
         _ = self._arguments, self._result  # what they cannot be made of is refused here
 
     def _check(self) -> None:
@@ -117,6 +125,8 @@ class Tool(Generic[R]):
             raise ConfigurationError(f"tool {self.name!r}: timeout={self.timeout!r} must be above zero")
         if self.retries < 0 or self.model_retries < 0:
             raise ConfigurationError(f"tool {self.name!r}: retries and model_retries may not be below zero")
+        if self.redact is not None and not callable(self.redact):
+            raise ConfigurationError(f"tool {self.name!r}: redact must be a function from text to text")
         if self.in_flight is not None and (not isinstance(self.in_flight, int) or self.in_flight < 1):
             raise ConfigurationError(
                 f"tool {self.name!r}: in_flight={self.in_flight!r} must be a whole number above zero, or None"
@@ -135,7 +145,7 @@ class Tool(Generic[R]):
             return find, (module, qualname)
         made = ("spec", "_arguments", "_result")
         attributes = {name: value for name, value in self.__dict__.items() if name not in made}
-        return _rebuild, (attributes,)
+        return _rebuild, (type(self), attributes)
 
     # Cached, and not made when a tool is unpickled: runners do that a dozen times, mostly to look at a pipeline.
 
@@ -204,6 +214,29 @@ class Tool(Generic[R]):
         """
         return _plain(self._result.model_construct(value=result), "value")
 
+    def redacted(self, value: Any) -> Any:
+        """JSON data with each text in it as `redact` returns it.
+
+        Raises:
+            RedactionFailed: `redact` raised, or did not return a text. Its message quotes neither.
+        """
+        if self.redact is None or value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, dict):
+            return {key: self.redacted(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.redacted(item) for item in value]
+        text: Any
+        try:
+            text = self.redact(value)
+        except Exception as error:
+            wrong = f"raised {type(error).__name__}"
+        else:
+            if isinstance(text, str):
+                return text
+            wrong = f"returned {type(text).__name__} instead of a text"
+        raise RedactionFailed(f"tool {self.name!r}: its redact function {wrong}, so nothing of it is shown")
+
     def result_from(self, value: Any) -> R:
         """A journaled result as the function's return type.
 
@@ -229,6 +262,7 @@ def tool(
     in_flight: int | None = None,
     name: str | None = None,
     description: str | None = None,
+    redact: Callable[[str], str] | None = None,
 ) -> _Decorator: ...
 @overload
 def tool(function: Callable[..., Any], /) -> Any: ...
@@ -247,6 +281,8 @@ def tool(function: Callable[..., Any] | None = None, /, **declaration: Any) -> A
         in_flight: How many calls of it a worker process has under way at most, all runs and agents together.
         name: The name the model sees; the function's by default.
         description: What the model is told; the docstring by default.
+        redact: Gets each text in a result and in an error, and returns what is recorded and seen in its place: by
+            the ledger, the model, the trace. Keys and numbers stay as they are.
 
     A first parameter annotated as `RunContext` is filled by the engine and hidden from the model.
     """
@@ -282,8 +318,8 @@ def find(module: str, qualname: str) -> Any:
     return found
 
 
-def _rebuild(attributes: dict[str, Any]) -> Tool[Any]:
-    rebuilt: Tool[Any] = Tool.__new__(Tool)
+def _rebuild(kind: type[Tool[Any]], attributes: dict[str, Any]) -> Tool[Any]:
+    rebuilt = kind.__new__(kind)
     rebuilt.__dict__.update(attributes)
     return rebuilt
 
@@ -295,7 +331,7 @@ def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     return "\n\n".join(texts), {parameter.arg_name: parameter.description or "" for parameter in doc.params}
 
 
-def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """The type hints of a tool's function or of its `reconcile`."""
     try:
         return get_type_hints(

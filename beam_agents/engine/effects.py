@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,7 +14,7 @@ from beam_agents.context import RunContext
 from beam_agents.engine.outcome import Fenced, Outcome
 from beam_agents.engine.threads import Left, in_thread
 from beam_agents.engine.turn import ModelTurn
-from beam_agents.errors import FailRun, LedgerError, ModelError, ModelRetry, ToolError, ToolFailed
+from beam_agents.errors import FailRun, LedgerError, ModelError, ModelRetry, NotCalled, ToolError, ToolFailed
 from beam_agents.ledger.base import LedgerUnavailable
 from beam_agents.messages import ModelRequest, ModelResponse
 from beam_agents.models.attempt import timed_out
@@ -21,7 +22,7 @@ from beam_agents.models.base import Model
 from beam_agents.models.fallback import FallbackModel
 from beam_agents.models.network import check_network_allowed
 from beam_agents.models.retry import request_with_retries
-from beam_agents.tools import CannotHappen, Happened, Tool, Unknown
+from beam_agents.tools import CannotHappen, Happened, RedactionFailed, Tool, Unknown
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -103,6 +104,10 @@ async def _connected(model: Model, request: ModelRequest, connect: Callable[[Mod
 
 async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
     """Makes one attempt of a tool call. A `once` call that raised or timed out is looked into before it is judged."""
+    return _redacted(tool, await _called(tool, context, arguments))
+
+
+async def _called(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
     try:
         result = await _invoke(tool, tool.function, context, arguments)
         return _result(tool, result)
@@ -112,6 +117,8 @@ async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], argumen
         return Outcome.of("failed", told(error))
     except FailRun as error:
         return Outcome.of("rejected", told(error))
+    except NotCalled as error:
+        return Outcome.of("error", f"tool {tool.name!r}: {told(error)}")
     except _TimedOut:
         why = f"tool {tool.name!r} did not answer in {tool.timeout.total_seconds():g} s"
     except Exception as error:
@@ -123,7 +130,8 @@ async def call_tool(tool: Tool[Any], context: RunContext[Any, Any, Any], argumen
 
 async def reconcile(tool: Tool[Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]) -> Outcome:
     """What became of a `once` call whose worker died before it recorded the outcome."""
-    return await _look_into(tool, context, arguments, "its worker died during the call", not_happened="not_happened")
+    why = "its worker died during the call"
+    return _redacted(tool, await _look_into(tool, context, arguments, why, not_happened="not_happened"))
 
 
 async def _look_into(
@@ -156,7 +164,7 @@ async def _look_into(
 
 def _result(tool: Tool[Any], result: Any) -> Outcome:
     try:
-        plain = tool.result_json(result)
+        plain = tool.redacted(tool.result_json(result))
         tool.result_from(plain)
         return Outcome.of("ok", plain)
     except ToolError as error:
@@ -165,7 +173,18 @@ def _result(tool: Tool[Any], result: Any) -> Outcome:
         what = told(error) if isinstance(error, ValueError) else named(error)
         why = f"tool {tool.name!r} returned what JSON cannot hold: {what}"
     # An error would say that it may not have happened: the model, the code or a person could then do it again.
-    return Outcome.of("error" if tool.effect == "pure" else "result_lost", f"{why}; it was {shown(result)}")
+    was = f"; it was {shown(result)}" if tool.redact is None else ""  # a text that is cut short cannot be redacted
+    return Outcome.of("error" if tool.effect == "pure" else "result_lost", f"{why}{was}")
+
+
+def _redacted(tool: Tool[Any], outcome: Outcome) -> Outcome:
+    """An outcome whose message is redacted; a result is already."""
+    if tool.redact is None or outcome.status == "ok":
+        return outcome
+    try:
+        return Outcome.of(outcome.status, tool.redacted(json.loads(outcome.value)))
+    except RedactionFailed as error:
+        return Outcome.of(outcome.status, told(error))
 
 
 class _TimedOut(Exception):
