@@ -59,10 +59,12 @@ prism: $(MADE)/package
 flink: $(MADE)/package
 	$(RUN) -m runners.flink
 
-# A PostgreSQL server, and a server that speaks Google Cloud Storage's protocol; the latter needs Go.
+# A PostgreSQL server, a server that speaks Google Cloud Storage's protocol, and a Kafka broker; the second needs Go, the
+# last Java and Maven.
 stores: $(MADE)/package
 	$(RUN) -m runners.postgres
 	$(RUN) -m runners.fake_gcs
+	$(RUN) -m runners.kafka
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -95,8 +97,8 @@ $(MADE)/prism: $(MADE)/test
 	else echo "Prism could not be built: the tests on it are skipped."; fi
 
 $(MADE)/stores: $(MADE)/test
-	@echo "Fetching PostgreSQL and a storage server, which some tests use ..."
-	@if $(RUN) -m runners.postgres && $(RUN) -m runners.fake_gcs; then touch $@; \
+	@echo "Fetching PostgreSQL, a storage server and Kafka, which some tests use ..."
+	@if $(RUN) -m runners.postgres && $(RUN) -m runners.fake_gcs && $(RUN) -m runners.kafka; then touch $@; \
 	else echo "Not all servers are here: the tests on the others are skipped."; fi
 
 $(MADE)/flink: $(MADE)/test

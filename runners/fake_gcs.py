@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from runners.flink.install import tools_folder
+from runners.tools import tools_folder
 
 VERSION = "1.56.1"
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 
 import pytest
 
 from beam_agents.engine.live import REPLAY_VARIABLE
+from runners.kafka import KafkaServer, KafkaUnavailable, install_kafka
 
 # Beam logs its end of Prism from an exit handler, when pytest has closed what the log is written to.
 logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)
@@ -30,3 +33,16 @@ def replay_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.param == "replayed":
         monkeypatch.setenv(REPLAY_VARIABLE, "always")
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """A Kafka broker for all tests; each has topics of its own."""
+    try:
+        install_kafka()
+    except KafkaUnavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with KafkaServer() as server:
+        yield server

@@ -1,15 +1,7 @@
-"""Gets what a Flink cluster is made of: Flink from PyPI, Beam's job server for it from Maven Central.
-
-Both are kept below one folder: `.tools` of a checkout, else `~/.cache/beam-agents`, or what the environment variable
-BEAM_AGENTS_TOOLS names.
-"""
+"""Gets what a Flink cluster is made of: Flink from PyPI, Beam's job server for it from Maven Central."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -21,25 +13,22 @@ from pathlib import Path
 
 from runners.flink.errors import FlinkUnavailable
 from runners.flink.java import find_java
+from runners.tools import ToolUnavailable, alone, find_maven, move, run, scratch, tools_folder
 
 FLINK_VERSION = "1.19.3"
-TOOLS_VARIABLE = "BEAM_AGENTS_TOOLS"
 
 _PACKAGE = "apache-flink-libraries"
 # The rest is for SQL and for PyFlink.
 _PARTS = ("lib", "plugins", "bin", "licenses")
-_CHECKOUT = Path(__file__).resolve().parents[2]
-_ERROR_TAIL = 3_000
 
 
-def tools_folder() -> Path:
-    """Where downloaded tools are kept."""
-    named = os.environ.get(TOOLS_VARIABLE)
-    if named:
-        return Path(named).expanduser().resolve()
-    if _CHECKOUT.joinpath("pyproject.toml").is_file():
-        return _CHECKOUT / ".tools"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "beam-agents"
+@contextmanager
+def _for_flink() -> Iterator[None]:
+    """What is missing, is missing for Flink."""
+    try:
+        yield
+    except ToolUnavailable as error:
+        raise FlinkUnavailable(str(error)) from error
 
 
 def flink_home() -> Path | None:
@@ -56,6 +45,7 @@ def job_server_jar() -> Path | None:
     return jar if jar.is_file() else None
 
 
+@_for_flink()
 def install_flink() -> Path:
     """The folder with Flink's `lib` and `bin`, downloaded first if it is not there (230 MB).
 
@@ -68,21 +58,22 @@ def install_flink() -> Path:
     home = flink_home()
     if home is not None:
         return home
-    with _alone("flink"):
+    with alone("flink"):
         home = flink_home()
         if home is not None:
             return home
         home = _own_home()
-        with _scratch(home) as scratch:
+        with scratch(home) as folder:
             requirement = f"{_PACKAGE}=={FLINK_VERSION}"
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            _run([*command, "--dest", str(scratch / "download"), requirement], folder=scratch)
-            (archive,) = (scratch / "download").glob("*.tar.gz")
-            _unpack(archive, scratch / "flink")
+            run([*command, "--dest", str(folder / "download"), requirement], folder=folder)
+            (archive,) = (folder / "download").glob("*.tar.gz")
+            _unpack(archive, folder / "flink")
             archive.unlink()
-            return _move(scratch / "flink", home)
+            return move(folder / "flink", home)
 
 
+@_for_flink()
 def install_job_server() -> Path:
     """The jar of Beam's job server for Flink, built with Maven first if it is not there (a minute or two, 160 MB).
 
@@ -94,23 +85,18 @@ def install_job_server() -> Path:
     jar = _own_jar()
     if jar.is_file():
         return jar
-    with _alone("flink-job-server"):
+    with alone("flink-job-server"):
         if jar.is_file():
             return jar
         java = find_java()
-        maven = shutil.which("mvn")
-        if maven is None:
-            raise FlinkUnavailable(
-                "The job server is built with Maven and no 'mvn' is on the PATH: install Maven 3.6 or newer "
-                "(https://maven.apache.org/install.html)"
-            )
-        with _scratch(jar.parent) as scratch:
-            scratch.joinpath("pom.xml").write_bytes(_pom())
-            _run([maven, "--quiet", "--batch-mode", "-DskipTests", "package"], folder=scratch, java=java)
-            built = scratch / "made"
+        maven = find_maven()
+        with scratch(jar.parent) as folder:
+            folder.joinpath("pom.xml").write_bytes(_pom())
+            run([maven, "--quiet", "--batch-mode", "-DskipTests", "package"], folder=folder, java=java)
+            built = folder / "made"
             built.mkdir()
-            scratch.joinpath("target", jar.name).replace(built / jar.name)
-            return _move(built, jar.parent) / jar.name
+            folder.joinpath("target", jar.name).replace(built / jar.name)
+            return move(built, jar.parent) / jar.name
 
 
 def _own_home() -> Path:
@@ -143,56 +129,3 @@ def _unpack(archive: Path, target: Path) -> None:
             if path.parts[1:2] == ("deps",) and path.parts[2:3] and path.parts[2] in _PARTS:
                 member.name = str(Path(*path.parts[2:]))
                 packed.extract(member, target, filter="data")
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Keeps other processes out. The lock ends with its process, however that ends."""
-    folder = tools_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f".{name}.lock").open("w")
-    except OSError as error:
-        raise FlinkUnavailable(
-            f"Nothing can be written to {str(folder)!r} ({error}): let {TOOLS_VARIABLE} name another folder"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, of which nothing stays. What a killed installation left is removed first."""
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _move(made: Path, target: Path) -> Path:
-    shutil.rmtree(target, ignore_errors=True)
-    return made.replace(target)
-
-
-def _run(command: list[str], *, folder: Path, java: Path | None = None) -> None:
-    environment = dict(os.environ)
-    if java is not None:
-        environment.setdefault("JAVA_HOME", str(java.resolve().parents[1]))
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise FlinkUnavailable(
-            f"{' '.join(command)!r} failed with exit code {done.returncode}:\n{done.stdout[-_ERROR_TAIL:].strip()}"
-        )

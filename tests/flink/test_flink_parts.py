@@ -26,6 +26,7 @@ from runners.flink.errors import ClusterError, FlinkUnavailable, RestError
 from runners.flink.processes import ManagedProcess, find_processes, start_process, stop_processes
 from runners.flink.rest import FlinkRest
 from runners.flink.submission import Submission, program_name, write_worker_script
+from runners.tools import TOOLS_VARIABLE, tools_folder
 
 _SLEEP = "import time; time.sleep(600)"
 
@@ -192,17 +193,17 @@ def test_workers_get_the_variables_and_the_folder_of_the_program_and_a_log_each(
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tools"
-    monkeypatch.setenv(install.TOOLS_VARIABLE, str(folder))
+    monkeypatch.setenv(TOOLS_VARIABLE, str(folder))
     return folder
 
 
 def test_tools_are_kept_where_one_can_write(tools: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert install.tools_folder() == tools
-    monkeypatch.delenv(install.TOOLS_VARIABLE)
-    assert install.tools_folder() == Path(__file__).resolve().parents[2] / ".tools"
-    monkeypatch.setattr(install, "_CHECKOUT", tmp_path / "site-packages")
+    assert tools_folder() == tools
+    monkeypatch.delenv(TOOLS_VARIABLE)
+    assert tools_folder() == Path(__file__).resolve().parents[2] / ".tools"
+    monkeypatch.setattr("runners.tools._CHECKOUT", tmp_path / "site-packages")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert install.tools_folder() == tmp_path / "cache" / "beam-agents"
+    assert tools_folder() == tmp_path / "cache" / "beam-agents"
 
 
 def test_without_maven_it_says_what_to_install(tools: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
