@@ -27,6 +27,14 @@ def _unpickle(origin: Any, arguments: tuple[Any, ...], values: dict[str, Any]) -
     return (origin[arguments] if arguments else origin).model_construct(**values)
 
 
+class Identified(_Record, Generic[EventT]):
+    """An event with the id that its source gave it. `RunAgent` takes pairs of key and `Identified`, without `event_id`,
+    and the agent sees the event."""
+
+    id: str
+    event: EventT
+
+
 class FailureReason(StrEnum):
     """Why an event has no answer."""
 
@@ -109,6 +117,8 @@ class Emitted(_Record):
     """A value that a workflow gave to `ctx.emit`."""
 
     run_id: str
+    index: int = 0
+    """The how manyth of its run, from 0."""
     value: JsonValue
 
 

@@ -1,5 +1,23 @@
-"""Where events come from: sources whose elements have ids that are the same after any replay."""
+"""Where events come from, with ids that are the same after any replay, and where results go."""
 
 from beam_agents.io.files import Line, LinesRead, ReadLines
+from beam_agents.io.kafka_connection import Kafka, Sasl, Tls
+from beam_agents.io.kafka_write import WriteKafka
+from beam_agents.io.sinks.jsonl import WriteJsonLines
+from beam_agents.io.sinks.outgoing import Undelivered
+from beam_agents.io.sinks.table import WriteTable
+from beam_agents.io.sinks.webhook import Webhook
 
-__all__ = ["Line", "LinesRead", "ReadLines"]
+__all__ = [
+    "Kafka",
+    "Line",
+    "LinesRead",
+    "ReadLines",
+    "Sasl",
+    "Tls",
+    "Undelivered",
+    "Webhook",
+    "WriteJsonLines",
+    "WriteKafka",
+    "WriteTable",
+]

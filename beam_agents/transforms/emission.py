@@ -66,8 +66,8 @@ class Emitter:
             yield RESULTS, (key, value), envelope
         for record in trace_of(envelope.run_id, outcome.effects):
             yield TRACE, (key, record), envelope
-        for emitted in outcome.end.emitted:
-            yield EMITTED, (key, Emitted(run_id=envelope.run_id, value=emitted)), envelope
+        for index, emitted in enumerate(outcome.end.emitted):
+            yield EMITTED, (key, Emitted(run_id=envelope.run_id, index=index, value=emitted)), envelope
 
     def duplicate(self, key: Any, envelope: Envelope) -> Emission:
         """What is emitted for an event that came before."""

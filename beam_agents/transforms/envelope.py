@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from beam_agents.agent_base import AgentBase
 from beam_agents.codec import canonical_json, digest, explain, key_text, named, printable, shown, told
-from beam_agents.events import FailureReason, RunFailure
+from beam_agents.events import FailureReason, Identified, RunFailure
 from beam_agents.stored import Stored
 from beam_agents.transforms.windows import encode_window
 
@@ -49,12 +49,14 @@ class Admit(beam.DoFn):
 
     Args:
         agent: Whose events they are.
-        event_id: How an event names itself.
+        event_id: How an event names itself; `None` where elements are `Identified`.
         scope: For metrics.
         window_coder: The coder of the input's windows.
     """
 
-    def __init__(self, agent: AgentBase[Any, Any, Any, Any], event_id: EventId, scope: str, window_coder: Any) -> None:
+    def __init__(
+        self, agent: AgentBase[Any, Any, Any, Any], event_id: EventId | None, scope: str, window_coder: Any
+    ) -> None:
         self._agent = agent
         self._event_id = event_id
         self._window_coder = window_coder
@@ -73,6 +75,9 @@ class Admit(beam.DoFn):
         key, raw = element
         if key is None:
             return self._refuse(None, FailureReason.MISSING_KEY, "the key is None", raw=raw)
+        source_id: str | None = None
+        if isinstance(raw, Identified):
+            source_id, raw = raw.id, raw.event
         # Validators and event_id are the user's and may raise anything.
         try:
             key_text(key)
@@ -85,7 +90,7 @@ class Admit(beam.DoFn):
             message = told(error) if isinstance(error, ValueError) else named(error)
             return self._refuse(key, FailureReason.INVALID_EVENT, message, raw=raw)
         try:
-            run_id = self._id_of(event)
+            run_id = self._id_of(event, source_id)
         except BaseException as error:
             message = f"event_id={self._event_id!r}: {named(error)}"
             return self._refuse(key, FailureReason.MISSING_ID, message, event=event)
@@ -97,8 +102,11 @@ class Admit(beam.DoFn):
         )
         return key, envelope.encoded()
 
-    def _id_of(self, event: Any) -> str:
-        if callable(self._event_id):
+    def _id_of(self, event: Any, source_id: str | None) -> str:
+        found: Any
+        if self._event_id is None:
+            found = source_id
+        elif callable(self._event_id):
             found = self._event_id(event)
         elif isinstance(event, dict):
             found = event.get(self._event_id)

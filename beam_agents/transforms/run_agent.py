@@ -23,7 +23,7 @@ from apache_beam.typehints.typehints import UnionConstraint, coerce_to_kv_type
 from beam_agents.agent_base import AgentBase
 from beam_agents.codec import digest
 from beam_agents.errors import ConfigurationError, NetworkModelForbidden
-from beam_agents.events import Duplicate, Emitted, RunFailure, RunResult, TraceRecord
+from beam_agents.events import Duplicate, Emitted, Identified, RunFailure, RunResult, TraceRecord
 from beam_agents.ledger.base import Ledger
 from beam_agents.ledger.memory import EphemeralLedger
 from beam_agents.ledger.urls import ledger_from
@@ -77,8 +77,8 @@ class RunAgent(beam.PTransform[Any, Any]):
     Args:
         agent: An `Agent` or a workflow.
         event_id: The field that names an event, or a function of the event. The id must come from the durable source
-            (a transaction id, topic-partition-offset), so that it is the same after any replay. Required: a hash of the
-            content would take two equal readings for one.
+            (a transaction id, topic-partition-offset), so that it is the same after any replay. Left out only where the
+            source gives ids, as `ReadKafka` does: a hash of the content would take two equal readings for one.
         ledger: `"sqlite:///runs.db"` or a `Ledger`. `None` only when every tool is `pure`: runs then start over after
             a crash.
         scope: A stable name for this use of the agent, unique in the pipeline; the agent's name by default. Two jobs
@@ -100,7 +100,7 @@ class RunAgent(beam.PTransform[Any, Any]):
         self,
         agent: AgentBase[Any, Any, Any, Any],
         *,
-        event_id: EventId,
+        event_id: EventId | None = None,
         ledger: str | Ledger | None = None,
         scope: str | None = None,
         dedupe_for: timedelta = timedelta(days=7),
@@ -153,7 +153,7 @@ class RunAgent(beam.PTransform[Any, Any]):
         for name, time in (("dedupe_for", dedupe_for), ("session_ttl", session_ttl)):
             if time is not None and time <= timedelta(0):
                 raise ConfigurationError(f"RunAgent({name}={time!r}) must be above zero")
-        if not callable(event_id):
+        if event_id is not None and not callable(event_id):
             if not isinstance(event_id, str) or not event_id:
                 raise ConfigurationError(
                     f"RunAgent(event_id={event_id!r}) must name a field of the event, or be a function of the event"
@@ -194,7 +194,12 @@ class RunAgent(beam.PTransform[Any, Any]):
 
     def expand(self, pcoll: PCollection[Any]) -> AgentOutputs:
         """Builds the stages."""
-        key_type = self._key_type(pcoll)
+        key_type, value_type = self._types(pcoll)
+        if self._event_id is None and value_type is not Any and not _is_identified(value_type):
+            raise ConfigurationError(
+                f"RunAgent({self.agent.name!r}): give event_id=..., a field of the event that names it for ever or a "
+                f"function of the event; only a source's `Identified` has an id already, and these are {value_type}"
+            )
         self._check_scope(pcoll.pipeline)
         ledger = None if self._use.ephemeral else self._use.ledger
         prepare_for_flink(pcoll.pipeline, bounded=pcoll.is_bounded, ledger=ledger)
@@ -246,19 +251,21 @@ class RunAgent(beam.PTransform[Any, Any]):
         driver = StreamingDoFn(self._use, waits=waits)
         return events | "Run" >> beam.ParDo(driver).with_outputs(*tags)
 
-    def _key_type(self, pcoll: PCollection[Any]) -> Any:
+    def _types(self, pcoll: PCollection[Any]) -> tuple[Any, Any]:
+        """Of the keys and of the events, as far as the pipeline says."""
         element_type = pcoll.element_type
         if element_type in (None, Any, AnyHint):
-            return Any
+            return Any, Any
         try:
-            key_type, _ = coerce_to_kv_type(element_type, self.label).tuple_types
+            key_type, value_type = coerce_to_kv_type(element_type, self.label).tuple_types
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"RunAgent({self.agent.name!r}): its input has elements of {element_type}, not pairs of key and event; "
                 "put beam.WithKeys(...) before it"
             ) from error
         # A key that may be None is refused on arrival, and its type has no deterministic coder.
-        return Any if key_type == AnyHint or isinstance(key_type, UnionConstraint) else key_type
+        unclear = key_type == AnyHint or isinstance(key_type, UnionConstraint)
+        return Any if unclear else key_type, Any if value_type == AnyHint else value_type
 
     def _check_scope(self, pipeline: Pipeline) -> None:
         applied = [t for t in _transforms(pipeline.transforms_stack[0]) if isinstance(t, RunAgent)]
@@ -267,6 +274,10 @@ class RunAgent(beam.PTransform[Any, Any]):
                 f"two RunAgent in this pipeline have the scope {self.scope!r}: their runs could not be told apart; "
                 "give one of them scope=..."
             )
+
+
+def _is_identified(type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, Identified)
 
 
 def _tuple_of(*types: Any) -> Any:
