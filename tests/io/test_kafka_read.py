@@ -143,7 +143,7 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], told:
 
 
 def test_an_event_is_coded_without_pickle() -> None:
-    pipeline = beam.Pipeline()
+    pipeline = beam.Pipeline("FnApiRunner")
     events, _ = pipeline | ReadKafka(Kafka("localhost:9092"), "payments", value=Payment)
     coder = coders.registry.get_coder(events.element_type)
     event = ("card1", Identified[Payment](id="p-1-2", event=Payment(amount=5)))
@@ -159,7 +159,7 @@ def test_a_direct_runner_reads_what_is_there_and_ends(kafka: KafkaServer) -> Non
     topic = make_topic(kafka.servers, 3)
     produce(kafka.servers, topic, [payment(n) | {"timestamp": 1_700_000_000_000 + n} for n in range(50)])
     produce(kafka.servers, topic, [{"key": "card1", "value": b"rubbish"}])
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         events, bad = pipeline | ReadKafka(Kafka(kafka.servers), topic, value=Payment)
         times = events | beam.Map(lambda event, at=beam.DoFn.TimestampParam: (event[1].event.amount, float(at)))
         assert_that(times, equal_to([(n, 1_700_000_000 + n / 1000) for n in range(50)]), label="events")
@@ -175,13 +175,13 @@ def test_only_committed_records_are_read(kafka: KafkaServer) -> None:
         producer.produce(topic, key="card", value=json.dumps({"amount": number}))
         producer.flush()
         producer.commit_transaction() if commits else producer.abort_transaction()
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         events, _ = pipeline | ReadKafka(Kafka(kafka.servers), topic, value=Payment)
         assert_that(events | beam.Map(lambda event: event[1].event.amount), equal_to([1]))
 
 
 def test_a_topic_that_is_not_there_is_named(kafka: KafkaServer) -> None:
-    with pytest.raises(Exception, match="there is no topic 'nothing-here'"), beam.Pipeline() as pipeline:
+    with pytest.raises(Exception, match="there is no topic 'nothing-here'"), beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | ReadKafka(Kafka(kafka.servers), "nothing-here", value=Payment)
 
 
@@ -192,7 +192,7 @@ def test_an_agent_decides_each_record_once_and_takes_the_coordinates_for_ids(
     produce(kafka.servers, topic, [payment(n) for n in range(6)])
     ids = []
     for _ in range(2):  # a second job finds all decided
-        with beam.Pipeline() as pipeline:
+        with beam.Pipeline("FnApiRunner") as pipeline:
             events, _ = pipeline | ReadKafka(Kafka(kafka.servers), topic, value=Payment)
             model = FunctionModel(lambda request: say("fine"))
             agent: Agent[Payment, str, Any, Any] = Agent("teller", model=model, event_type=Payment, output_type=str)
