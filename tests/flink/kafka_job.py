@@ -1,0 +1,67 @@
+"""A job for tests: from a Kafka topic through an agent, whose model takes a tenth of a second, to another topic.
+
+python -m tests.flink.kafka_job --servers HOST:PORT --read TOPIC --results TOPIC --failures TOPIC --ledger URL
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from pydantic import BaseModel
+
+from beam_agents import Agent, Budget, RunAgent
+from beam_agents.io import Kafka, ReadKafka, WriteKafka
+from beam_agents.messages import AssistantMessage, ModelRequest
+from beam_agents.models import FunctionModel, say
+
+MODEL_SECONDS = 0.1
+
+
+class Payment(BaseModel):
+    """An event; its record's key is the card."""
+
+    number: int
+
+
+async def decide(request: ModelRequest) -> AssistantMessage:
+    """Takes its time."""
+    await asyncio.sleep(MODEL_SECONDS)
+    return say("fine")
+
+
+def teller() -> Agent[Payment, str, Any, Any]:
+    """The agent."""
+    return Agent(
+        "teller",
+        model=FunctionModel(decide),
+        event_type=Payment,
+        output_type=str,
+        budget=Budget(wall_clock=timedelta(minutes=10)),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; submits the job and waits for its end."""
+    parser = argparse.ArgumentParser()
+    for name in ("servers", "read", "results", "failures", "ledger"):
+        parser.add_argument(f"--{name}", required=True)
+    given, options = parser.parse_known_args(argv)
+    kafka = Kafka(given.servers)
+    with beam.Pipeline(options=PipelineOptions(options, streaming=True)) as pipeline:
+        events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment)
+        outputs = events | RunAgent(teller(), ledger=given.ledger)
+        _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="teller")
+        failures = (outputs.failures, bad) | beam.Flatten()
+        _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="teller")
+
+
+if __name__ == "__main__":
+    from tests.flink import kafka_job  # what is pickled must not be of '__main__'
+
+    kafka_job.main()
