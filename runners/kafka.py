@@ -29,6 +29,13 @@ _PATIENCE_SECONDS = 90.0
 _ATTEMPTS = 5
 _READY = "Kafka Server started"
 _TAKEN = "Address already in use"
+# Of the rest it says so much that a cause of failure is not to be found.
+_LOG = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+)
 _HEAP = ("-Xms64m", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 _ONE_NODE = {
     "process.roles": "broker,controller",
@@ -99,7 +106,10 @@ class KafkaServer:
     def __init__(
         self, settings: Mapping[str, str] | None = None, *, environment: Mapping[str, str] | None = None
     ) -> None:
-        self._java = str(find_java())
+        try:
+            self._java = str(find_java())
+        except FlinkUnavailable as error:
+            raise KafkaUnavailable(str(error)) from error
         self._class_path = f"{install_kafka()}/*"
         self._settings = dict(settings or {})
         self._environment = dict(environment or {}) or None
@@ -109,7 +119,11 @@ class KafkaServer:
         self.servers = ""
 
     def __enter__(self) -> KafkaServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,9 +193,10 @@ class KafkaServer:
         self._properties.touch(mode=0o600)
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = self._command("kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config")
+        # With "=", as one id in 64 begins with "-".
+        options = (f"--cluster-id={cluster}", f"--config={self._properties}")
         try:
-            run([*command, str(self._properties)], folder=self.folder)
+            run(self._command("kafka.tools.StorageTool", "format", *options), folder=self.folder)
         except ToolUnavailable as error:
             raise KafkaUnavailable(f"the data folder of Kafka's broker cannot be made: {error}") from error
 
@@ -212,7 +227,7 @@ class KafkaServer:
             time.sleep(0.05)
 
     def _command(self, program: str, *arguments: str) -> list[str]:
-        return [self._java, *_HEAP, "-cp", self._class_path, program, *arguments]
+        return [self._java, *_HEAP, *_LOG, "-cp", self._class_path, program, *arguments]
 
     def _said(self, since: int = 0) -> str:
         if not self.log.exists():
