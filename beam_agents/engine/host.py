@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import logging
 import time
 import uuid
@@ -144,6 +145,8 @@ class Host:
         self.ledger = ledger
         # Of the host, not of the worker: another host of this process must not take a live run for its own.
         self.owner = uuid.uuid4().hex
+        self.openings = itertools.count(1)
+        """Numbers that tell one opening by this owner from the next one."""
         self.status = WorkerStatus(scope, agent.name)
         self.users = 0
         self.faults = FaultPoints.from_environment()

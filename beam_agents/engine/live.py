@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import time
-import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -123,7 +122,7 @@ class LiveRun:
                 f"{identity}: use the ledger the job had before; with another everything since then would be done again"
             )
         while True:
-            nonce = uuid.uuid4().hex
+            nonce = str(next(self._host.openings))
             answer = await self._ask(
                 Open(
                     task.run,

@@ -23,7 +23,7 @@ from pydantic import Field as PydanticField
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.events import FailureReason, Identified, RunFailure
-from beam_agents.io.files import BUSY_SECONDS, IDLE_SECONDS, shard_of
+from beam_agents.io.files import BUSY_SECONDS, shard_of
 from beam_agents.io.kafka_connection import Kafka
 from beam_agents.io.kafka_record import Decoder, Header, KafkaRecord, Part, record_of
 from beam_agents.stored import Stored
@@ -32,6 +32,8 @@ from beam_agents.transforms.winder import HOURLY, Winder
 
 _BAD: Final = "bad"
 _EVENTS: Final = "events"
+_IDLE_SECONDS: Final = 0.2
+"""The most between two looks; while nothing comes, the time doubles up to it."""
 _REFRESH_SECONDS: Final = 30.0
 """Between two looks for new partitions."""
 
@@ -151,7 +153,7 @@ class ReadKafka(beam.PTransform[Any, Any]):
         # is lost then. Other runners do not know the experiment.
         pipeline.options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
         # There a timer that sets itself again holds the watermark where it was set first, elsewhere at its last firing.
-        winding = IDLE_SECONDS if isinstance(pipeline.runner, PrismRunner) else HOURLY
+        winding = _IDLE_SECONDS if isinstance(pipeline.runner, PrismRunner) else HOURLY
         poll = PollDoFn(self._kafka, self._topics, self._shards, self._start, self._decode, self._max_records)
         return (
             pipeline
@@ -225,7 +227,7 @@ class PollDoFn(beam.DoFn):
             after.next.setdefault(topic, {})[number] = offset
         if after != before:
             offsets.write(after.to_json())
-        pause = BUSY_SECONDS if found else min(2 * self._pauses.get(shard, BUSY_SECONDS), IDLE_SECONDS)
+        pause = BUSY_SECONDS if found else min(2 * self._pauses.get(shard, BUSY_SECONDS), _IDLE_SECONDS)
         self._pauses[shard] = pause
         look.set(time.time() + (0 if found >= self._max_records else pause))
 
