@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,10 @@ def make_topic(servers: str, partitions: int = 1, name: str = "", **config: str)
     name = name or f"t-{uuid.uuid4().hex[:12]}"
     admin = AdminClient({"bootstrap.servers": servers})
     admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)])[name].result()
+    until = time.monotonic() + 20
+    while name not in admin.list_topics(timeout=10).topics:  # it is made before it is known
+        assert time.monotonic() < until, f"topic {name} does not appear"
+        time.sleep(0.02)
     return name
 
 

@@ -95,21 +95,21 @@ class Decoder:
     def __call__(self, record: KafkaRecord) -> tuple[str, Identified[Any]] | RunFailure[Any]:
         """The keyed event; whatever is wrong with the record is told and never raised."""
         if record.value is None and self._value is not KafkaRecord:
-            return _bad(record, FailureReason.INVALID_EVENT, "it is a tombstone: its value is null")
+            return self._bad(record, FailureReason.INVALID_EVENT, "it is a tombstone: its value is null")
         try:
             value = record if self._value is KafkaRecord else self._read(record.value or b"")
         except ValidationError as error:
-            return _bad(record, FailureReason.INVALID_EVENT, explain(error, "value"))
+            return self._bad(record, FailureReason.INVALID_EVENT, explain(error, "value"))
         except Exception as error:  # the user's validators may raise anything
-            return _bad(record, FailureReason.INVALID_EVENT, named(error))
+            return self._bad(record, FailureReason.INVALID_EVENT, named(error))
         try:
             key = self._key_of(record, value)
         except Exception as error:
-            return _bad(record, FailureReason.MISSING_KEY, f"key={self._key!r}: {named(error)}")
+            return self._bad(record, FailureReason.MISSING_KEY, f"key={self._key!r}: {named(error)}")
         try:
             id = self._id_of(record, value)
         except Exception as error:
-            return _bad(record, FailureReason.MISSING_ID, f"event_id={self._event_id!r}: {named(error)}")
+            return self._bad(record, FailureReason.MISSING_ID, f"event_id={self._event_id!r}: {named(error)}")
         return key, Identified(id=id, event=value)
 
     def _read(self, raw: bytes) -> Any:
@@ -137,6 +137,13 @@ class Decoder:
         if not found:
             raise ValueError("the record has no such header, or an empty one")
         return found.decode()
+
+    def _bad(self, record: KafkaRecord, reason: FailureReason, why: str) -> RunFailure[Any]:
+        raw = None if record.value is None else record.value.decode("utf-8", "backslashreplace")
+        # Who waits for an answer under the id of a header is told that there will be none.
+        told = record.header(self._event_id.name) if isinstance(self._event_id, Header) else None
+        run_id = told.decode("utf-8", "backslashreplace") if told else None
+        return RunFailure(reason=reason, message=f"record {record.id}: {why}", run_id=run_id, raw=raw)
 
     def _check_field(self, name: str, field: str) -> None:
         for member in members(self._value):
@@ -174,8 +181,3 @@ def _text(found: Any) -> str:
     if isinstance(found, bool) or not isinstance(found, (str, int)):
         raise TypeError(f"it must be a text or a whole number, not {found!r}")
     return str(found)
-
-
-def _bad(record: KafkaRecord, reason: FailureReason, why: str) -> RunFailure[Any]:
-    raw = None if record.value is None else record.value.decode("utf-8", "backslashreplace")
-    return RunFailure(reason=reason, message=f"record {record.id}: {why}", raw=raw)

@@ -20,7 +20,6 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from beam_agents import RunFailure, RunResult
 from beam_agents.errors import ConfigurationError
@@ -33,6 +32,7 @@ from beam_agents.io.kafka_write_shard import KafkaWriteError, Shards
 from runners.prism import prism_options, prism_path
 from tests.io import kafka_write_child
 from tests.io.kafka_write_child import record, settings
+from tests.kafka_kit import make_topic
 
 needs_prism = pytest.mark.skipif(prism_path() is None, reason="Prism is not built: run 'python -m runners.prism'")
 
@@ -45,13 +45,6 @@ def servers(kafka: Any) -> str:
 @pytest.fixture
 def topic(servers: str) -> str:
     return make_topic(servers, 3)
-
-
-def make_topic(servers: str, partitions: int, name: str = "", **config: str) -> str:
-    name = name or f"out-{uuid.uuid4().hex[:12]}"
-    admin = AdminClient({"bootstrap.servers": servers})
-    admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)])[name].result()
-    return name
 
 
 def raw(servers: str, topic: str) -> list[Message[bytes, bytes]]:
