@@ -28,6 +28,7 @@ from beam_agents.io.kafka_connection import Kafka
 from beam_agents.io.kafka_record import Decoder, Header, KafkaRecord, Part, record_of
 from beam_agents.stored import Stored
 from beam_agents.transforms.coders import register
+from beam_agents.transforms.flink import prepare_for_flink
 from beam_agents.transforms.winder import HOURLY, Winder
 
 _BAD: Final = "bad"
@@ -149,6 +150,7 @@ class ReadKafka(beam.PTransform[Any, Any]):
         )
 
     def _for_ever(self, pipeline: Any) -> Any:
+        prepare_for_flink(pipeline, bounded=False, ledger=None)
         # Prism (2.77) lets two bundles of one key run at once when it splits a bundle of a stateful stage, and state
         # is lost then. Other runners do not know the experiment.
         pipeline.options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
