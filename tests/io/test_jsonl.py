@@ -29,7 +29,7 @@ def lines(path: Path) -> list[Any]:
 
 def test_bounded_input_makes_a_file_for_each_shard_and_a_second_run_replaces_them(tmp_path: Path):
     for _ in range(2):
-        with beam.Pipeline() as pipeline:
+        with beam.Pipeline("FnApiRunner") as pipeline:
             values = pipeline | beam.Create([(f"key{n}", result(f"run{n}")) for n in range(50)])
             values | WriteJsonLines(tmp_path / "out", shards=3)
     files = sorted((tmp_path / "out").iterdir())
@@ -62,7 +62,7 @@ def test_a_file_has_all_of_its_span_also_what_comes_late(tmp_path: Path):
 
 
 def test_lines_of_the_users_own_form_and_values_that_are_no_json(tmp_path: Path):
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = (
             pipeline
             | beam.Create([("a", 1.5), ("b", float("nan")), ("c", None)])

@@ -265,7 +265,9 @@ def test_a_job_that_runs_again_writes_each_value_once(servers: str, topic: str, 
     ]
     bad = [("card1", 5), ("card2", result("odd", "\ud800"))]
     for _ in range(2):
-        with beam.Pipeline(options=PipelineOptions(prism_options() if options == "prism" else [])) as pipeline:
+        with beam.Pipeline(
+            options=PipelineOptions(prism_options() if options == "prism" else ["--runner=FnApiRunner"])
+        ) as pipeline:
             left = (
                 pipeline | beam.Create(values + bad) | WriteKafka(Kafka(servers), topic, exactly_once="job", shards=2)
             )
@@ -293,7 +295,7 @@ def test_values_of_the_users_own_form(servers: str, topic: str):
         Kafka(servers), topic, exactly_once="job", id="n", key=lambda v: v.get("to"), value=lambda v: v.get("text")
     )
     large = "Write large" >> WriteKafka(Kafka(servers), topic, id="n", max_bytes=1_000)
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         pipeline | beam.Create(values) | sink
         left = pipeline | "Large" >> beam.Create([("a", {"n": 3, "text": "x" * 2_000})]) | large
         assert_that(left | beam.MapTuple(lambda key, one: "max_bytes=1000" in one.message), equal_to([True]))
@@ -308,7 +310,7 @@ def test_values_of_the_users_own_form(servers: str, topic: str):
 
 def test_at_least_once_writes_again_with_the_same_ids(servers: str, topic: str):
     for _ in range(2):
-        with beam.Pipeline() as pipeline:
+        with beam.Pipeline("FnApiRunner") as pipeline:
             pipeline | beam.Create([("a", result(f"run{n}")) for n in range(10)]) | WriteKafka(Kafka(servers), topic)
     ids = Counter(dict(message.headers())["id"] for message in raw(servers, topic))
     assert (len(ids), set(ids.values())) == (10, {2})
@@ -344,12 +346,12 @@ def test_what_cannot_work_is_refused_at_construction(arguments: dict[str, Any], 
 
 
 def test_values_that_cannot_be_told_apart_and_names_that_are_used_twice_are_refused():
-    pipeline = beam.Pipeline()
+    pipeline = beam.Pipeline("FnApiRunner")
     duplicates = pipeline | beam.Create([]).with_output_types(tuple[str, Duplicate])
     duplicates | "Plain" >> WriteKafka(Kafka("host:9092"), "out")
     with pytest.raises(ConfigurationError, match="a Duplicate has no id of its own"):
         duplicates | "Once" >> WriteKafka(Kafka("host:9092"), "out", exactly_once="job")
-    pipeline = beam.Pipeline()
+    pipeline = beam.Pipeline("FnApiRunner")
     results = pipeline | beam.Create([]).with_output_types(tuple[str, RunResult])
     results | "First" >> WriteKafka(Kafka("host:9092"), "out", exactly_once="job")
     results | "Other topic" >> WriteKafka(Kafka("host:9092"), "other", exactly_once="job")

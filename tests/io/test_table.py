@@ -70,7 +70,7 @@ def result(run_id: str, output: Any) -> RunResult[Any, Any]:
 
 
 def write(elements: list[Any], transform: WriteTable, undelivered: list[Any] | None = None) -> None:
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = pipeline | beam.Create(elements) | transform
         seen = left | beam.Map(lambda pair: (pair[0], pair[1].id is not None, pair[1].message.split(":")[0]))
         assert_that(seen, equal_to(undelivered or []))
@@ -209,7 +209,7 @@ def test_what_cannot_work_is_refused_at_construction(arguments: dict[str, Any], 
 
 def test_values_without_an_id_are_refused_at_construction(tmp_path: Path):
     transform = WriteTable(f"sqlite:///{tmp_path}/x.db", "t", Verdict)
-    pipeline = beam.Pipeline()
+    pipeline = beam.Pipeline("FnApiRunner")
     for type_, message in ((Duplicate, "a Duplicate has no id"), (Verdict, "Verdict is no output of RunAgent")):
         elements = pipeline | type_.__name__ >> beam.Create([]).with_output_types(tuple[str, type_])  # type: ignore[valid-type]
         with pytest.raises(ConfigurationError, match=message):

@@ -88,7 +88,7 @@ def result(run_id: str) -> RunResult[Any, Any]:
 
 
 def post(elements: list[Any], webhook: Webhook, given_up: list[Any] | None = None) -> None:
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = pipeline | beam.Create(elements) | webhook
         seen = left | beam.MapTuple(lambda key, one: (key, one.status, one.attempts, one.message))
         assert_that(seen, equal_to(given_up or []))
@@ -134,7 +134,7 @@ def test_retry_after_is_kept_and_one_that_is_too_long_ends_it(serve: Callable[[A
 
 
 def test_a_server_that_is_not_there_or_silent_is_given_up_in_time(serve: Callable[[Answer], Server]):
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = pipeline | beam.Create([("a", {"id": 1})])
         away = left | "Away" >> Webhook("http://127.0.0.1:1/", id="id", give_up_after=timedelta(milliseconds=200))
         assert_that(
@@ -172,7 +172,7 @@ def test_secrets_are_sent_and_signed_with_and_shown_nowhere(
     assert headers["webhook-id"] == headers["Idempotency-Key"]
 
     monkeypatch.delenv("HOOK_TOKEN")
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = pipeline | beam.Create([("a", {"id": 1})]) | webhook
         assert_that(left | beam.MapTuple(lambda key, one: "HOOK_TOKEN" in one.message), equal_to([True]))
     with pytest.raises(ConfigurationError, match="no base64"):
@@ -182,7 +182,7 @@ def test_secrets_are_sent_and_signed_with_and_shown_nowhere(
 def test_values_without_id_or_json_are_in_the_output():
     webhook = Webhook("http://127.0.0.1:1/", id="id")
     values = [("a", {"id": 1, "n": float("nan")}), ("b", {"n": 1})]
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         left = pipeline | beam.Create(values) | webhook | beam.MapTuple(lambda key, one: (key, one.id, one.message[:5]))
         assert_that(left, equal_to([("a", None, "Value"), ("b", None, "KeyEr")]))
 
