@@ -10,7 +10,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_agents.io.kafka_connection import Kafka
 from beam_agents.io.kafka_consumer import Reader, ends_now
-from beam_agents.io.kafka_read import Start, placed
+from beam_agents.io.kafka_read import Start, lost_records, placed
 from beam_agents.io.kafka_record import Decoder, record_of
 
 _PATIENCE_SECONDS = 60.0
@@ -64,7 +64,9 @@ class SpanDoFn(beam.DoFn):
                         decoded = record_of(message)
                         yield placed(self._decode(decoded), Timestamp.from_utc_datetime(decoded.timestamp))
                 for lost in gone:
-                    position = max(position, lost.next)
+                    if lost.next > position:
+                        yield placed(lost_records(place, position, lost.next), Timestamp.now())
+                        position = lost.next
                 if place in ends:  # what is left are marks of transactions
                     return
                 waited = 0.0 if messages else waited + 1.0

@@ -34,6 +34,21 @@ class Gone:
     """The first offset that is there."""
 
 
+class _Rarely(logging.Filter):
+    """Lets each kind of message through once a minute: of brokers that are away the library tells 20 times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = record.getMessage().split(" ", 1)[0], time.monotonic()
+        if now - self._told.get(kind, -_QUIET_SECONDS) < _QUIET_SECONDS:
+            return False
+        self._told[kind] = now
+        return True
+
+
 class Reader:
     """Reads on from where it is told. Brokers that are away are waited for, in the background.
 
@@ -48,6 +63,9 @@ class Reader:
         self._servers = kafka.servers
         self._positions: dict[Place, int] = {}
         self._warned: dict[str, float] = {}
+        library = logging.Logger(_LOG.name)
+        library.parent = _LOG
+        library.addFilter(_Rarely())
         self._consumer = Consumer(
             {
                 "fetch.wait.max.ms": 100,
@@ -64,7 +82,7 @@ class Reader:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
             },
-            logger=_LOG,
+            logger=library,
         )
 
     def read(
@@ -150,6 +168,7 @@ class Reader:
             self._warn(str(error))
             self._positions = {}  # so that all are assigned again
             return []
+        self._positions = {}  # the library has stopped to read it, also if its place is there again
         # An offset behind the end: the topic was deleted and made again.
         return [Gone(place, wanted, low if wanted < low or wanted > high else wanted)]
 

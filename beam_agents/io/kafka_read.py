@@ -223,7 +223,7 @@ class PollDoFn(beam.DoFn):
             for lost in gone:
                 positions[lost.place] = lost.next
                 if lost.next != lost.first:
-                    yield placed(_lost(lost.place, lost.first, lost.next), at)
+                    yield placed(lost_records(lost.place, lost.first, lost.next), at)
         after = Offsets(started=started)
         for (topic, number), offset in sorted(positions.items()):
             after.next.setdefault(topic, {})[number] = offset
@@ -276,7 +276,8 @@ def placed(decoded: tuple[str, Identified[Any]] | RunFailure[Any], at: Any) -> A
     return TimestampedValue(decoded, at)
 
 
-def _lost(place: tuple[str, int], first: int, next: int) -> RunFailure[Any]:
+def lost_records(place: tuple[str, int], first: int, next: int) -> RunFailure[Any]:
+    """What goes to `bad` for records that were not read and are not there any more."""
     topic, partition = place
     what = f"records from {topic}-{partition}-{first} on were deleted before they were read"
     if next < first:

@@ -23,6 +23,8 @@ from pydantic import BaseModel
 from beam_agents import Agent, FailureReason, RunAgent, RunFailure
 from beam_agents.errors import ConfigurationError, StoredFormUnknown
 from beam_agents.io import Header, Identified, Kafka, KafkaRecord, ReadKafka
+from beam_agents.io.kafka_bounded import FindDoFn, SpanDoFn
+from beam_agents.io.kafka_consumer import Reader
 from beam_agents.io.kafka_read import PollDoFn
 from beam_agents.io.kafka_record import Decoder
 from beam_agents.models import FunctionModel, say
@@ -357,14 +359,52 @@ def test_what_was_deleted_before_it_was_read_is_told(kafka: KafkaServer, shard_o
     ]
 
 
-def test_brokers_that_are_away_are_waited_for(shard_on: Callable[..., Shard]) -> None:
+def test_a_place_that_is_there_again_when_it_is_looked_up_is_read_on(
+    kafka: KafkaServer, shard_on: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = make_topic(kafka.servers)
+    produce(kafka.servers, topic, [payment(n) for n in range(2)])
+    shard = shard_on(topic)
+    shard.state.value = b'{"schema_version":1,"started":true,"next":{"%s":{"0":5}}}' % topic.encode()
+    bounds = Reader.bounds
+
+    def after_others_came(reader: Reader, place: tuple[str, int]) -> tuple[int, int]:
+        if bounds(reader, place)[1] == 2:
+            produce(kafka.servers, topic, [payment(n) for n in range(2, 8)])
+        return bounds(reader, place)
+
+    monkeypatch.setattr(Reader, "bounds", after_others_came)
+    assert events_of(shard.until(3)) == [5, 6, 7]
+
+
+def test_what_is_deleted_while_it_is_read_to_its_end_is_told(kafka: KafkaServer) -> None:
+    topic = make_topic(kafka.servers)
+    produce(kafka.servers, topic, [payment(n) for n in range(6)])
+    (span,) = FindDoFn(Kafka(kafka.servers), "earliest").process([topic])
+    admin = AdminClient({"bootstrap.servers": kafka.servers})
+    admin.delete_records([TopicPartition(topic, 0, 3)])[TopicPartition(topic, 0)].result()
+    found = list(SpanDoFn(Kafka(kafka.servers), Decoder(Payment, None, None)).process(span))
+    assert events_of(found) == [3, 4, 5]
+    assert bad_of(found) == [
+        f"records from {topic}-0-0 on were deleted before they were read; reading goes on at {topic}-0-3"
+    ]
+
+
+def test_brokers_that_are_away_are_waited_for_and_the_log_is_not_filled(caplog: pytest.LogCaptureFixture) -> None:
     with KafkaServer() as server:
         topic = make_topic(server.servers)
         produce(server.servers, topic, [payment(1)])
         shard = Shard(server, [topic])
         assert events_of(shard.until(1)) == [1]
+        caplog.clear()
         server.kill()
-        assert shard.look() == []
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert shard.look() == []
+            time.sleep(0.05)
+        told = [record.getMessage() for record in caplog.records if record.name.endswith("kafka_consumer")]
+        assert any("Connection refused" in text or "Disconnected" in text for text in told)
+        assert len(told) < 10
         server.restart()
         produce(server.servers, topic, [payment(2)])
         assert events_of(shard.until(1)) == [2]
