@@ -103,7 +103,7 @@ def test_the_field_for_the_id_has_to_be_in_each_kind_of_event(event_type: Any) -
     RunAgent(agent, event_id="id")
 
 
-@pytest.mark.parametrize("event_id", [None, "", 5])
+@pytest.mark.parametrize("event_id", ["", 5])
 def test_an_id_has_to_be_named(event_id: Any) -> None:
     assert "event_id=" in refusal(Agent("a", model=ECHO), event_id=event_id)
 
@@ -122,6 +122,11 @@ def test_an_agent_that_cannot_travel_is_refused_by_its_name() -> None:
 
 
 # ---- in a pipeline ----
+
+
+def test_an_id_is_left_out_only_where_a_source_gives_one() -> None:
+    with pytest.raises(ConfigurationError, match="'a'.*event_id="):
+        _ = events(new_pipeline()) | RunAgent(Agent("a", model=ECHO))
 
 
 @pytest.mark.parametrize("elements", [[1, 2], ["text"], [Txn(txn_id="a")], [{"txn_id": "a"}], [(1, 2, 3)]])
