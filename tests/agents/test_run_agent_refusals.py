@@ -125,7 +125,7 @@ def test_an_agent_that_cannot_travel_is_refused_by_its_name() -> None:
 
 
 def test_an_id_is_left_out_only_where_a_source_gives_one() -> None:
-    with pytest.raises(ConfigurationError, match="'a'.*event_id="):
+    with pytest.raises(ConfigurationError, match=r"'a'.*event_id="):
         _ = events(new_pipeline()) | RunAgent(Agent("a", model=ECHO))
 
 
