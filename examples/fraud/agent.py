@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
-from beam_agents import Agent, Budget, History, Model, Template
+from beam_agents import Agent, Budget, History, Model, Template, Tool
 from examples.fraud.bank import Bank
 from examples.fraud.events import Txn, Verdict
 from examples.fraud.state import CardState, add_txn
@@ -45,19 +46,25 @@ def approve_small(state: CardState, txn: Txn) -> Verdict | None:
     return Verdict(decision="approve", decided_by="rule:small")
 
 
-def fraud_agent(model: Model | str, open_bank: Callable[[], Bank]) -> Agent[Txn, Verdict, CardState, Bank]:
+def fraud_agent(
+    model: Model | str,
+    open_bank: Callable[[], Bank] | None,
+    tools: Sequence[Tool[Any]] = (blocklist, merchant, hold_card),
+) -> Agent[Txn, Verdict, CardState, Bank]:
     """The agent, with the model that thinks for it and the bank that it works for.
 
     Args:
         model: A model, or the name of one, such as `"openai:gpt-5-mini"`.
-        open_bank: Connects to the bank; called once in each worker process.
+        open_bank: Connects to the bank; called once in each worker process. `None` for tools that connect by
+            themselves.
+        tools: What does `blocklist`, `merchant` and `hold_card`.
     """
     return Agent(
         "fraud",
         model=model,
         instructions=INSTRUCTIONS,
         prompt=Template(PAYMENT),
-        tools=[blocklist, merchant, hold_card],
+        tools=tools,
         deps=open_bank,
         event_type=Txn,
         output_type=Verdict,
