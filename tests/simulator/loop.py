@@ -241,7 +241,6 @@ def virtual_time(scheduler: Scheduler, runner: SimLoop, seed: int) -> Iterator[N
             mock.patch.object(streaming, "time", clock),
             mock.patch.object(patience, "time", clock),
             mock.patch.object(host, "uuid", ids),
-            mock.patch.object(live, "uuid", ids),
             mock.patch.object(host, "Handle", Handle),
             mock.patch.object(host, "_EMITTED_WITHIN", EMITTED_WITHIN),
         ):
