@@ -1,7 +1,8 @@
 """What earlier releases wrote is read for what it says, or refused by name; it is never misread.
 
-The files of `form_1` were written once, by the first release. They are never made again: a test that fails here says
-that this release would misread, or stop, the jobs of users. A new form gets a folder of its own beside them.
+The files of `form_1` were written once, by the first release that had each. They are never made again: a test
+that fails here says that this release would misread, or stop, the jobs of users. A new form gets a folder of its own
+beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from beam_agents.errors import LedgerError, StoredFormUnknown
 from beam_agents.events import FailureReason, RunFailure, RunResult
 from beam_agents.history import Session
 from beam_agents.io.files import Positions
+from beam_agents.io.kafka_read import Offsets
 from beam_agents.io.tail import Position
 from beam_agents.ledger import SqliteLedger
 from beam_agents.ledger.records import RunKey
@@ -85,6 +87,7 @@ STORED: dict[str, Stored] = {
     "positions": Positions(
         files={"a.jsonl": Position(4096, "0123abcd"), "b.jsonl": Position(0, "", True, 1_700_000_000.5)}
     ),
+    "offsets": Offsets(started=True, next={"payments": {0: 4_096, 3: 0}}),
 }
 CODED: dict[str, tuple[Any, Any]] = {
     "key": (KeyCoder(), ("card", 7)),
