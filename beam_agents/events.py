@@ -14,7 +14,9 @@ EventT = TypeVar("EventT")
 OutputT = TypeVar("OutputT")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """The base of values that travel between transforms: frozen, and pickled also with type arguments."""
+
     model_config = ConfigDict(frozen=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -27,7 +29,7 @@ def _unpickle(origin: Any, arguments: tuple[Any, ...], values: dict[str, Any]) -
     return (origin[arguments] if arguments else origin).model_construct(**values)
 
 
-class Identified(_Record, Generic[EventT]):
+class Identified(Record, Generic[EventT]):
     """An event with the id that its source gave it. `RunAgent` takes pairs of key and `Identified`, without `event_id`,
     and the agent sees the event."""
 
@@ -77,7 +79,7 @@ class FailureReason(StrEnum):
     """The key's state cannot be read as this agent's `state_type`."""
 
 
-class RunResult(_Record, Generic[EventT, OutputT]):
+class RunResult(Record, Generic[EventT, OutputT]):
     """An event that was decided."""
 
     run_id: str
@@ -88,7 +90,7 @@ class RunResult(_Record, Generic[EventT, OutputT]):
     """Decided by `skip`, without a model."""
 
 
-class RunFailure(_Record, Generic[EventT]):
+class RunFailure(Record, Generic[EventT]):
     """An event that has no answer: a dead letter."""
 
     reason: FailureReason
@@ -103,7 +105,7 @@ class RunFailure(_Record, Generic[EventT]):
     """What was said until the end, each tool call with its result."""
 
 
-class Duplicate(_Record, Generic[EventT]):
+class Duplicate(Record, Generic[EventT]):
     """The same event again."""
 
     run_id: str
@@ -113,7 +115,7 @@ class Duplicate(_Record, Generic[EventT]):
     """The event as it was recorded, if it cannot be read."""
 
 
-class Emitted(_Record):
+class Emitted(Record):
     """A value that a workflow gave to `ctx.emit`."""
 
     run_id: str
@@ -122,7 +124,7 @@ class Emitted(_Record):
     value: JsonValue
 
 
-class TraceRecord(_Record):
+class TraceRecord(Record):
     """One step of a run, for audit and monitoring. The same after any replay."""
 
     run_id: str

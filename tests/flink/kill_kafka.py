@@ -176,7 +176,7 @@ class KafkaTrial:
         self._job = ""
         self.stream = Stream(broker.servers)
 
-    def start(self, events: int, rate: float) -> None:
+    def start(self, events: int, rate: float, parallelism: int) -> None:
         """Submits the job, feeds it, and waits for its first result."""
         stream = self.stream
         command = [
@@ -187,7 +187,7 @@ class KafkaTrial:
             f"--ledger={self._ledger}",
         ]
         command += [f"--read={stream.read}", f"--results={stream.results}", f"--failures={stream.failures}"]
-        self._job = self._cluster.submit(command, parallelism=2, directory=ROOT)
+        self._job = self._cluster.submit(command, parallelism=parallelism, directory=ROOT)
         stream.feed(events, rate)
         self.wait(lambda: len(stream.arrived) > 0, "the first result", SECONDS)
 
@@ -264,9 +264,9 @@ def carry_out(kind: str, options: argparse.Namespace) -> Trial:
     folder.mkdir(parents=True)
     moments = random.Random(options.seed)
     kills = 0 if kind == "none" else options.kills
-    with KafkaServer() as broker, cluster_in(folder / "cluster") as cluster:
+    with KafkaServer() as broker, cluster_in(folder / "cluster", task_managers=options.parallelism) as cluster:
         trial = KafkaTrial(cluster, broker, folder, seed=options.seed)
-        trial.start(options.events, options.rate)
+        trial.start(options.events, options.rate, options.parallelism)
         began = time.monotonic()
         pause = options.events / options.rate / max(1, kills)
         to_result: list[float] = []
@@ -285,6 +285,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--kills", metavar="N", type=int, default=20, help="of a job (%(default)s)")
     made.add_argument("--events", metavar="N", type=int, default=10_000, help="of a job (%(default)s)")
     made.add_argument("--rate", metavar="N", type=float, default=16, help="events a second (%(default)s)")
+    made.add_argument(
+        "--parallelism", metavar="N", type=int, default=2, help="of a job, with a TaskManager each (%(default)s)"
+    )
     made.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for logs and figures; must be new")
     made.add_argument("--seed", metavar="N", type=int, default=1, help="of the moments and the victims (%(default)s)")
     options = made.parse_args(argv)

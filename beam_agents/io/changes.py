@@ -1,0 +1,39 @@
+"""A change of a row, as change data capture tells it, whatever the database and the connector."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+from beam_agents.events import Record
+
+RowT = TypeVar("RowT")
+
+Operation = Literal["snapshot", "insert", "update", "delete", "truncate"]
+
+
+class Change(Record, Generic[RowT]):
+    """What became of one row: the event that an agent gets from a database.
+
+    `truncate` is about a whole table and has no row.
+    """
+
+    operation: Operation
+    """`snapshot` is a row that was there when capture began."""
+    table: str
+    """With its schema or database, as `public.readings`."""
+    before: RowT | None = None
+    """The row as it was, if the database tells it."""
+    after: RowT | None = None
+    """The row as it is now; none after a delete."""
+    position: str | None = None
+    """Where in the database's log, in its own words: a PostgreSQL LSN, a MySQL file and place, a sequence number."""
+    transaction: str | None = None
+    """The database's transaction, if it tells it."""
+    committed: datetime | None = None
+    """When the database says that it happened, in UTC."""
+
+    @property
+    def row(self) -> RowT | None:
+        """The row as it is, or as it was before it was deleted."""
+        return self.before if self.after is None else self.after
