@@ -84,13 +84,13 @@ class Trial(BaseModel):
 
 
 @contextmanager
-def cluster_in(folder: Path, *, task_managers: int = 2) -> Iterator[FlinkCluster]:
+def cluster_in(folder: Path, *, task_managers: int = 2, parallelism: int = 2) -> Iterator[FlinkCluster]:
     """A cluster for the length of the block."""
     cluster = FlinkCluster(
         folder,
         task_managers=task_managers,
         slots=1,  # so that the job is on all of them
-        parallelism=2,
+        parallelism=parallelism,
         checkpoint_interval=timedelta(seconds=2),
         rest_port=0,
     )

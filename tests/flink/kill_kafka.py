@@ -264,7 +264,9 @@ def carry_out(kind: str, options: argparse.Namespace) -> Trial:
     folder.mkdir(parents=True)
     moments = random.Random(options.seed)
     kills = 0 if kind == "none" else options.kills
-    with KafkaServer() as broker, cluster_in(folder / "cluster", task_managers=options.parallelism) as cluster:
+    slots = options.parallelism
+    cluster_of = cluster_in(folder / "cluster", task_managers=slots, parallelism=slots)
+    with KafkaServer() as broker, cluster_of as cluster:
         trial = KafkaTrial(cluster, broker, folder, seed=options.seed)
         trial.start(options.events, options.rate, options.parallelism)
         began = time.monotonic()
