@@ -51,14 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     for name in ("servers", "read", "results", "failures", "ledger"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--shards", type=int, default=4)
     given, options = parser.parse_known_args(argv)
     kafka = Kafka(given.servers)
     with beam.Pipeline(options=PipelineOptions(options, streaming=True)) as pipeline:
-        events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment)
+        events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment, shards=given.shards)
         outputs = events | RunAgent(teller(), ledger=given.ledger)
-        _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="teller")
+        _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="teller", shards=given.shards)
         failures = (outputs.failures, bad) | beam.Flatten()
-        _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="teller")
+        _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="teller", shards=given.shards)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class KafkaTrial:
         self._job = ""
         self.stream = Stream(broker.servers)
 
-    def start(self, events: int, rate: float, parallelism: int) -> None:
+    def start(self, events: int, rate: float, parallelism: int, shards: int) -> None:
         """Submits the job, feeds it, and waits for its first result."""
         stream = self.stream
         command = [
@@ -186,7 +186,12 @@ class KafkaTrial:
             f"--servers={stream.servers}",
             f"--ledger={self._ledger}",
         ]
-        command += [f"--read={stream.read}", f"--results={stream.results}", f"--failures={stream.failures}"]
+        command += [
+            f"--shards={shards}",
+            f"--read={stream.read}",
+            f"--results={stream.results}",
+            f"--failures={stream.failures}",
+        ]
         self._job = self._cluster.submit(command, parallelism=parallelism, directory=ROOT)
         stream.feed(events, rate)
         self.wait(lambda: len(stream.arrived) > 0, "the first result", SECONDS)
@@ -268,7 +273,7 @@ def carry_out(kind: str, options: argparse.Namespace) -> Trial:
     cluster_of = cluster_in(folder / "cluster", task_managers=slots, parallelism=slots)
     with KafkaServer() as broker, cluster_of as cluster:
         trial = KafkaTrial(cluster, broker, folder, seed=options.seed)
-        trial.start(options.events, options.rate, options.parallelism)
+        trial.start(options.events, options.rate, options.parallelism, options.shards)
         began = time.monotonic()
         pause = options.events / options.rate / max(1, kills)
         to_result: list[float] = []
@@ -290,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument(
         "--parallelism", metavar="N", type=int, default=2, help="of a job, with a TaskManager each (%(default)s)"
     )
+    made.add_argument("--shards", metavar="N", type=int, default=4, help="of the source and of the sinks (%(default)s)")
     made.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="for logs and figures; must be new")
     made.add_argument("--seed", metavar="N", type=int, default=1, help="of the moments and the victims (%(default)s)")
     options = made.parse_args(argv)
