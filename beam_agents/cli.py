@@ -7,7 +7,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-_COMMANDS = {"flink": "runners.flink.cli", "ledger": "beam_agents.ledger.cli"}
+_COMMANDS = {
+    "flink": "runners.flink.cli",
+    "ingress": "beam_agents.io.ingress.cli",
+    "ledger": "beam_agents.ledger.cli",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         choices=sorted(_COMMANDS),
-        help="flink: a real Flink cluster on this machine; ledger: what a ledger holds, for operators",
+        help="flink: a real Flink cluster on this machine; ingress: an HTTP server that takes events; "
+        "ledger: what a ledger holds, for operators",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see beam-agents COMMAND --help")
     chosen = parser.parse_args(arguments)
