@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -20,13 +21,34 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pydantic makes a class for each set of type arguments, which no module has, so pickle would not find it.
-        generic = type(self).__pydantic_generic_metadata__
-        return _unpickle, (generic["origin"] or type(self), generic["args"], self.__dict__)
+        return _unpickle, (_apart(type(self)), self.__dict__)
 
 
-def _unpickle(origin: Any, arguments: tuple[Any, ...], values: dict[str, Any]) -> Any:
-    return (origin[arguments] if arguments else origin).model_construct(**values)
+class _Parts(NamedTuple):
+    """A type with arguments. pydantic makes a class for each set of them, which no module has, so pickle would not find
+    it."""
+
+    origin: Any
+    arguments: tuple[Any, ...]
+
+
+def _apart(type_: Any) -> Any:
+    generic = getattr(type_, "__pydantic_generic_metadata__", None)
+    if generic and generic["origin"]:
+        return _Parts(generic["origin"], tuple(map(_apart, generic["args"])))
+    if get_origin(type_) is Annotated:
+        return _Parts(Annotated, (_apart(type_.__origin__), *type_.__metadata__))
+    if get_origin(type_) in (Union, UnionType):
+        return _Parts(Union, tuple(map(_apart, get_args(type_))))
+    return type_
+
+
+def _together(parts: Any) -> Any:
+    return parts.origin[tuple(map(_together, parts.arguments))] if isinstance(parts, _Parts) else parts
+
+
+def _unpickle(parts: Any, values: dict[str, Any]) -> Any:
+    return _together(parts).model_construct(**values)
 
 
 class Identified(Record, Generic[EventT]):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union
+
+from pydantic import Discriminator, Tag
 
 from beam_agents.events import Record
 
@@ -37,3 +40,17 @@ class Change(Record, Generic[RowT]):
     def row(self) -> RowT | None:
         """The row as it is, or as it was before it was deleted."""
         return self.before if self.after is None else self.after
+
+
+def change_type(tables: Mapping[str, Any]) -> Any:
+    """The type of the changes of some tables, each with its type of rows."""
+    rows = list(dict.fromkeys(tables.values()))
+    if len(rows) == 1:
+        return Change[rows[0]]  # type: ignore[valid-type]
+    # JSON does not tell two kinds of rows apart.
+    tagged = tuple(Annotated[Change[row], Tag(table)] for table, row in tables.items())  # type: ignore[valid-type]
+    return Annotated[Union[tagged], Discriminator(_table_of)]  # noqa: UP007
+
+
+def _table_of(change: Any) -> Any:
+    return change.get("table") if isinstance(change, dict) else getattr(change, "table", None)

@@ -61,8 +61,9 @@ class SpanDoFn(beam.DoFn):
                 for message in messages:
                     position = (message.offset() or 0) + 1
                     if position <= end:
-                        decoded = record_of(message)
-                        yield placed(self._decode(decoded), Timestamp.from_utc_datetime(decoded.timestamp))
+                        record = record_of(message)
+                        if (decoded := self._decode(record)) is not None:
+                            yield placed(decoded, Timestamp.from_utc_datetime(record.timestamp))
                 for lost in gone:
                     if lost.next > position:
                         yield placed(lost_records(place, position, lost.next), Timestamp.now())

@@ -66,8 +66,8 @@ class ReadKafka(beam.PTransform[Any, Any]):
     Args:
         kafka: The brokers.
         topics: One topic, or several.
-        value: What a record's value is: `str`, `bytes`, `KafkaRecord` for all of the record, or what pydantic reads
-            from JSON.
+        value: What a record's value is: `str`, `bytes`, `KafkaRecord` for all of the record, what pydantic reads from
+            JSON, or a form such as `Debezium(Order)`, which also has a key and an id for it.
         key: The event's key: by default the record's, as a text; or a field of the value, or a function of it.
         event_id: What names an event for ever: by default topic, partition and offset; or a `Header`, a field of the
             value, or a function of it. An id of the producer's is better: it is the same if he sends the event twice.
@@ -111,7 +111,6 @@ class ReadKafka(beam.PTransform[Any, Any]):
             if number < 1:
                 raise ConfigurationError(f"ReadKafka({name}={number!r}) must be 1 or more")
         self._kafka = kafka
-        self._value = value
         self._decode = Decoder(value, key, event_id)
         self._start = start
         self._stop_at_end = stop_at_end
@@ -129,7 +128,7 @@ class ReadKafka(beam.PTransform[Any, Any]):
     def expand(self, begin: Any) -> KafkaRead:
         """Builds the stages."""
         pipeline = begin.pipeline
-        identified = Identified[self._value]  # type: ignore[name-defined]
+        identified = Identified[self._decode.element]  # type: ignore[name-defined]
         register(KafkaRecord, RunFailure, identified)
         ends = isinstance(pipeline.runner, (BundleBasedDirectRunner, FnApiRunner, SwitchingDirectRunner))
         read = self._once(pipeline) if ends or self._stop_at_end else self._for_ever(pipeline)
@@ -219,7 +218,8 @@ class PollDoFn(beam.DoFn):
             found = len(messages)
             for message in messages:
                 positions[message.topic(), message.partition()] = message.offset() + 1
-                yield placed(self._decode(record_of(message)), at)
+                if (decoded := self._decode(record_of(message))) is not None:
+                    yield placed(decoded, at)
             for lost in gone:
                 positions[lost.place] = lost.next
                 if lost.next != lost.first:

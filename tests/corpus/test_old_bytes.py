@@ -24,6 +24,7 @@ from beam_agents.events import FailureReason, RunFailure, RunResult
 from beam_agents.history import Session
 from beam_agents.io.files import Positions
 from beam_agents.io.kafka_read import Offsets
+from beam_agents.io.postgres.place import ChangesPosition
 from beam_agents.io.tail import Position
 from beam_agents.ledger import SqliteLedger
 from beam_agents.ledger.records import RunKey
@@ -86,6 +87,16 @@ STORED: dict[str, Stored] = {
     ),
     "positions": Positions(
         files={"a.jsonl": Position(4096, "0123abcd"), "b.jsonl": Position(0, "", True, 1_700_000_000.5)}
+    ),
+    "changes_position": ChangesPosition(
+        system="77",
+        lsn="16/B374D848",
+        commit="16/B374D900",
+        done=3,
+        seen="7:9:8",
+        until="0/5",
+        table="public.readings",
+        key=("1", "a"),
     ),
     "offsets": Offsets(started=True, next={"payments": {0: 4_096, 3: 0}}),
 }
