@@ -25,6 +25,7 @@ from beam_agents.transforms.winder import Winder
 
 Drain = Callable[[int], Iterable[Any] | None]
 Restored = Callable[[float], bool]
+Join = Callable[[], Callable[[], None]]
 
 LOOK: Final = b"look"
 """The value of every element that the doorbell emits."""
@@ -61,6 +62,8 @@ class Doorbell(beam.PTransform[Any, Any]):
         restored: Takes the time (seconds since 1970) at which a ticker was last alive before this instance of its DoFn:
             the age of the state that a restored job goes on from, `ALIVE_SECONDS` more at most. Returns whether it
             took notice; if not, it is called again at the next tick. Like `drain`, it must not wait.
+        join: Called when a worker process gets a ticker; returns what is called when it has it no longer. After a crash
+            nothing else may come to the new process for long: what `drain` tells must not wait for it.
         tickers: How many keys tick. They are spread over the workers like any keys, so there have to be several times
             as many as worker processes for each to have one. Only one of a process keeps the pace.
         busy_interval: Seconds between two calls of `drain` while there is something to do.
@@ -78,6 +81,7 @@ class Doorbell(beam.PTransform[Any, Any]):
         key_type: Any = Any,
         busy: Callable[[], bool] | None = None,
         restored: Restored | None = None,
+        join: Join | None = None,
         tickers: int = 16,
         busy_interval: float = 0.05,
         idle_interval: float = 0.5,
@@ -90,7 +94,7 @@ class Doorbell(beam.PTransform[Any, Any]):
             raise ConfigurationError(
                 f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
             )
-        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval, restored)
+        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval, restored, join)
         self._tickers = tickers
         self._key_type = key_type
 
@@ -116,7 +120,9 @@ class TickerDoFn(beam.DoFn):
         idle_interval: float,
         standby_interval: float,
         restored: Restored | None = None,
+        join: Join | None = None,
     ) -> None:
+        self._join = join
         self._drain = drain
         self._busy = busy
         self._restored = restored
@@ -125,6 +131,13 @@ class TickerDoFn(beam.DoFn):
         self._standby_interval = standby_interval
         self._interval = busy_interval
         self._alive: dict[int, float] = {}
+
+    def setup(self) -> None:
+        self._leave = None if self._join is None else self._join()
+
+    def teardown(self) -> None:
+        if self._leave is not None:
+            self._leave()
 
     def process(self, element: tuple[int, bytes], tick: Any = beam.DoFn.TimerParam(_TICK)) -> None:
         tick.set(time.time() + self._busy_interval)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import GenericAlias
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ from apache_beam.typehints.typehints import Any as AnyHint
 from apache_beam.typehints.typehints import UnionConstraint, coerce_to_kv_type
 
 from beam_agents.agent_base import AgentBase
-from beam_agents.codec import digest
+from beam_agents.codec import digest, key_of
 from beam_agents.errors import ConfigurationError, NetworkModelForbidden
 from beam_agents.events import Duplicate, Emitted, Identified, RunFailure, RunResult, TraceRecord
 from beam_agents.ledger.base import Ledger
@@ -245,6 +246,7 @@ class RunAgent(beam.PTransform[Any, Any]):
                 key_type=key_type,
                 busy=_Busy(self._use),
                 restored=_Restored(self._use, take_old=options.accept_state_older_than_ledger),
+                join=_Join(self._use),
             )
             events = (events, rings) | "Ring" >> beam.Flatten()
             events.element_type = _tuple_of(key_type, bytes)
@@ -300,6 +302,18 @@ class _Drain:
     def __call__(self, ticker: int) -> list[Any] | None:
         host = self._use.find()
         return [] if host is None else host.drain(ticker)
+
+
+class _Join:
+    """Has this worker process watch the ledger for runs that have lost their worker."""
+
+    def __init__(self, use: AgentUse) -> None:
+        self._use = use
+
+    def __call__(self) -> Callable[[], None]:
+        host = self._use.join()
+        host.watch(key_of, self._use.task_of_record)
+        return partial(self._use.leave, host)
 
 
 class _Busy:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -29,17 +30,17 @@ class Payment(BaseModel):
     number: int
 
 
-async def decide(request: ModelRequest) -> AssistantMessage:
+async def decide(request: ModelRequest, seconds: float = MODEL_SECONDS) -> AssistantMessage:
     """Takes its time."""
-    await asyncio.sleep(MODEL_SECONDS)
+    await asyncio.sleep(seconds)
     return say("fine")
 
 
-def teller() -> Agent[Payment, str, Any, Any]:
+def teller(seconds: float = MODEL_SECONDS) -> Agent[Payment, str, Any, Any]:
     """The agent."""
     return Agent(
         "teller",
-        model=FunctionModel(decide),
+        model=FunctionModel(partial(decide, seconds=seconds)),
         event_type=Payment,
         output_type=str,
         budget=Budget(wall_clock=timedelta(minutes=10)),
@@ -52,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("servers", "read", "results", "failures", "ledger"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--model-seconds", type=float, default=MODEL_SECONDS)
     given, options = parser.parse_known_args(argv)
     kafka = Kafka(given.servers)
     with beam.Pipeline(options=PipelineOptions(options, streaming=True)) as pipeline:
         events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment, shards=given.shards)
-        outputs = events | RunAgent(teller(), ledger=given.ledger)
+        outputs = events | RunAgent(teller(given.model_seconds), ledger=given.ledger)
         _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="teller", shards=given.shards)
         failures = (outputs.failures, bad) | beam.Flatten()
         _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="teller", shards=given.shards)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sqlite3
+import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import apache_beam as beam
@@ -18,12 +24,15 @@ from beam_agents.io import Kafka, ReadKafka, WriteKafka
 from runners.flink.cluster import FlinkCluster
 from runners.kafka import KafkaServer
 from tests.flink.kafka_job import Payment, teller
+from tests.flink.load_server import ROOT
 from tests.kafka_kit import make_topic, produce
 from tests.streaming_job import running
 
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(400)]
 
 RECORDS = 200
+OPEN = 3
+MODEL_SECONDS = 15.0
 SECONDS = 180.0
 
 
@@ -95,3 +104,38 @@ def test_an_agent_decides_each_record_once_and_windows_end_though_a_partition_is
     finally:
         for topic in (results, windows, rest):
             topic.close()
+
+
+def test_open_runs_go_on_after_a_kill_though_nothing_more_comes(
+    flink: FlinkCluster, kafka: KafkaServer, tmp_path: Path
+) -> None:
+    source, failures, ledger = make_topic(kafka.servers), make_topic(kafka.servers), tmp_path / "runs.db"
+    results = Topic(kafka)
+    command = [sys.executable, "-m", "tests.flink.kafka_job", f"--servers={kafka.servers}", f"--read={source}"]
+    command += [f"--results={results.name}", f"--failures={failures}", f"--ledger=sqlite:///{ledger}"]
+    command += [f"--model-seconds={MODEL_SECONDS}"]
+    job = flink.submit(command, parallelism=1, checkpoint_interval=timedelta(seconds=1), directory=ROOT)
+
+    def open_runs() -> int:
+        with closing(sqlite3.connect(ledger)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
+                return 0
+            (count,) = connection.execute("SELECT count(*) FROM runs WHERE ending IS NULL").fetchone()
+        return int(count)
+
+    def checkpoints() -> int:
+        return flink.rest.checkpoints(job).completed
+
+    try:
+        produce(kafka.servers, source, [{"key": f"card{n}", "value": b'{"number": %d}' % n} for n in range(OPEN)])
+        wait(lambda: open_runs() == OPEN, "the open runs", flink)
+        covered = checkpoints() + 2  # one that began after all were read
+        wait(lambda: checkpoints() >= covered, "a checkpoint", flink)
+        assert open_runs() == OPEN
+        for worker in flink.workers():
+            os.kill(worker, signal.SIGKILL)
+        wait(lambda: len(results.run_ids()) >= OPEN, "the results after the kill", flink)
+        assert len(results.run_ids()) == len(set(results.run_ids())) == OPEN
+    finally:
+        flink.rest.cancel(job)
+        results.close()

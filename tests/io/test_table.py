@@ -15,7 +15,7 @@ import apache_beam as beam
 import psycopg
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 
 from beam_agents import RunFailure, RunResult
 from beam_agents.errors import ConfigurationError
@@ -38,7 +38,7 @@ class Verdict(BaseModel):
     level: Level
     score: float | None
     amount: Decimal
-    at: datetime
+    at: AwareDatetime
     count: int
     why: list[str]
 

@@ -236,6 +236,20 @@ def test_one_ticker_of_a_process_keeps_the_pace_and_the_others_stand_by(tick):
     assert tick.waits == [0.05, 2, 0.05]
 
 
+def test_a_process_that_gets_a_ticker_joins_and_leaves_with_it():
+    said = []
+
+    def join():
+        said.append("joined")
+        return lambda: said.append("left")
+
+    ticker = TickerDoFn(lambda _: [], None, 0.05, 0.5, 2, join=join)
+    ticker.setup()
+    assert said == ["joined"]
+    ticker.teardown()
+    assert said == ["joined", "left"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -120,8 +120,11 @@ class Stream:
             raise ValueError(f"the server sent {data[:40]!r} in a stream of changes")
 
     def _say(self, flushed: int, *, asks: bool) -> None:
-        self._said, self._told = time.monotonic(), flushed
+        self._said = time.monotonic()
         micros = int((time.time() - _EPOCH) * 1_000_000)
-        # Received, flushed and applied: the server forgets what was flushed.
-        self._pgconn.put_copy_data(struct.pack(">cQQQqB", b"r", self._received, flushed, flushed, micros, asks))
+        # Received, flushed and applied. The server forgets what was flushed. While that is none, it may end as soon as
+        # all was received: otherwise it waits for a checkpoint, which may wait for a ledger in this very server.
+        moved = flushed if flushed > self._told else 0
+        self._told = flushed
+        self._pgconn.put_copy_data(struct.pack(">cQQQqB", b"r", self._received, moved, moved, micros, asks))
         self._pgconn.flush()

@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, FutureDate, FutureDatetime, NaiveDatetime, PastDate, PastDatetime
 
 from beam_agents.codec import canonical_json
 
@@ -22,7 +22,13 @@ _KINDS: dict[type[Any], Kind] = {
     Decimal: "decimal",
     str: "text",
     datetime: "datetime",
+    AwareDatetime: "datetime",  # pydantic's are no subclasses
+    NaiveDatetime: "datetime",
+    PastDatetime: "datetime",
+    FutureDatetime: "datetime",
     date: "date",
+    PastDate: "date",
+    FutureDate: "date",
     bytes: "bytes",
 }
 
