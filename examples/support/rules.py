@@ -37,7 +37,7 @@ def answer(request: ModelRequest) -> AssistantMessage:
     said = [message.text for message in request.messages if isinstance(message, UserMessage)][-1]
     if request.output is not None:
         return AssistantMessage(text=json.dumps({"label": Labels.of(instructions).nearest(said)}))
-    articles = _ARTICLE.findall(said)
+    articles = _ARTICLE.findall(f"{instructions}\n{said}")
     return AssistantMessage(text=f"[{NAME}] {articles[-1] if articles else 'Please tell us more.'}")
 
 

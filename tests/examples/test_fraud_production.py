@@ -6,14 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from beam_agents import RunResult
 from examples.fraud.events import Txn, Verdict
@@ -21,105 +19,27 @@ from examples.fraud.production import bank
 from examples.fraud.production.account import Account, account
 from examples.fraud.production.commands import main
 from examples.fraud.production.feed import payments
-from examples.fraud.production.servers import Folder, Running
 from examples.fraud.production.topics import Decision, decision
+from examples.production.folder import Folder, Running
 from runners.flink.cluster import FlinkCluster
-from runners.flink.errors import FlinkUnavailable
-from runners.flink.install import install_flink, install_job_server
-from runners.flink.java import find_java
-from runners.kafka import KafkaUnavailable, install_kafka
-from runners.postgres import PostgresUnavailable, install_postgres
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 300.0
-PROGRAM = [sys.executable, "-m", "examples.fraud.production"]
-
-
-def command(folder: Path, name: str, *options: str) -> str:
-    """Runs a command as users do; what it printed."""
-    done = subprocess.run(
-        [*PROGRAM, name, f"--folder={folder}", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+from tests.production_kit import LIMIT, command, committed, running, up
 
 
 @pytest.fixture
 def everything(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """The folder of a platform that runs, and its `up`."""
-    try:
-        find_java()
-        for install in (install_flink, install_job_server, install_kafka, install_postgres):
-            install()
-    except (FlinkUnavailable, KafkaUnavailable, PostgresUnavailable) as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
-    folder, log = tmp_path / "production", tmp_path / "up.log"
-    with log.open("wb") as out:
-        up = subprocess.Popen(
-            [*PROGRAM, "up", f"--folder={folder}", "--rest-port=0"], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        until = time.monotonic() + LIMIT
-        while b"It runs." not in log.read_bytes():
-            assert up.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.1)
-        yield folder, up
-    finally:
-        subprocess.run([*PROGRAM, "down", f"--folder={folder}"], cwd=ROOT, timeout=LIMIT, check=False)
-        if up.poll() is None:
-            up.kill()
-        up.wait()
-        print(log.read_text())
-
-
-def running(folder: Path) -> Running:
-    found = Folder(folder).running()
-    assert found is not None
-    return found
+    with up("fraud", tmp_path) as started:
+        yield started
 
 
 def outcomes(folder: Path) -> Account:
     """What came of the payments, when nothing is open any more."""
     noted = running(folder)
     until = time.monotonic() + LIMIT
-    while (found := account(noted.servers, noted.bank)).open:
+    while (found := account(noted)).open:
         assert time.monotonic() < until, found
         time.sleep(0.2)
     return found
-
-
-def committed(servers: str, topic: str) -> list[bytes]:
-    """The raw values of a topic, read to where it ends for consumers of committed records."""
-    options = {"group.id": "raw", "isolation.level": "read_committed", "enable.partition.eof": True}
-    consumer = Consumer({"bootstrap.servers": servers, **options})
-    values: list[bytes] = []
-    try:
-        places = [
-            TopicPartition(topic, nth, 0) for nth in consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        ]
-        consumer.assign(places)
-        ended: set[int | None] = set()
-        until = time.monotonic() + LIMIT
-        while len(ended) < len(places):
-            assert time.monotonic() < until
-            for message in consumer.consume(500, 0.2):
-                error = message.error()
-                if error is None:
-                    values.append(message.value() or b"")
-                else:
-                    assert error.code() == KafkaError._PARTITION_EOF, error
-                    ended.add(message.partition())
-    finally:
-        consumer.close()
-    return values
 
 
 @pytest.mark.flink
@@ -127,7 +47,7 @@ def committed(servers: str, topic: str) -> list[bytes]:
 def test_each_payment_is_decided_once_and_each_card_held_once(
     everything: tuple[Path, subprocess.Popen[bytes]], capsys: pytest.CaptureFixture[str]
 ):
-    folder, up = everything
+    folder, started = everything
 
     def said(name: str, *options: str) -> str:
         assert main([name, f"--folder={folder}", *options]) == 0
@@ -137,19 +57,17 @@ def test_each_payment_is_decided_once_and_each_card_held_once(
     valid = {line["txn_id"] for line in map(as_object, sent) if line is not None and is_payment(line)}
     assert len(valid) > 150
 
-    assert "200 payments written, from number 0 on" in command(folder, "feed", "--count=200", "--rate=1000")
+    assert "200 payments written, from number 0 on" in command("fraud", folder, "feed", "--count=200", "--rate=1000")
     first = outcomes(folder)
-    broker = running(folder).kafka_pid
-    assert broker is not None
-    os.kill(broker, signal.SIGKILL)
+    os.kill(running(folder).pids["Kafka"], signal.SIGKILL)
     assert "200 payments written, from number 0 on" in said("feed", "--count=200", "--rate=1000", "--again")
     again = outcomes(folder)
 
     servers = running(folder).servers
-    decided = [Decision.model_validate_json(value) for value in committed(servers, "decisions")]
+    decided = [Decision.model_validate_json(record.value() or b"") for record in committed(servers, "decisions")]
     assert Counter(each.payment for each in decided) == Counter(valid)
     held = [each for each in decided if each.hold_id is not None]
-    table = bank.holds(running(folder).bank)
+    table = bank.holds(running(folder).database("bank"))
     assert held
     assert {row.hold_id: row.card for row in table} == {each.hold_id: each.card for each in held}
     assert len(table) == len(held)
@@ -162,21 +80,21 @@ def test_each_payment_is_decided_once_and_each_card_held_once(
     )
     assert committed(servers, "trace")
 
-    shown = command(folder, "show")
+    shown = command("fraud", folder, "show")
     assert all(f"(hold {each.hold_id})" in shown for each in held)
     assert Account.model_validate_json(said("status", "--json")) == again
     status = said("status")
     assert "is RUNNING" in status
     assert "; 0 open" in status
 
-    asked = [bank.hold(running(folder).bank, "card-x", "to see", key="the same") for _ in range(2)]
+    asked = [bank.hold(running(folder).database("bank"), "card-x", "to see", key="the same") for _ in range(2)]
     assert asked[0] == asked[1]
-    assert [row.asked for row in bank.holds(running(folder).bank) if row.card == "card-x"] == [2]
+    assert [row.asked for row in bank.holds(running(folder).database("bank")) if row.card == "card-x"] == [2]
 
     left = running(folder).folders
     processes = FlinkCluster.load(folder / "flink").processes()
-    command(folder, "down")
-    assert up.wait(LIMIT) == 0
+    command("fraud", folder, "down")
+    assert started.wait(LIMIT) == 0
     assert not folder.exists()
     assert not any(path.exists() for path in left)
     assert not any(process.alive() for process in processes)
@@ -249,9 +167,7 @@ def test_what_a_killed_program_left_is_cleared(tmp_path: Path):
     left.mkdir()
     folder = Folder(tmp_path / "production")
     with folder.held():
-        folder.note(
-            Running(pid=0, keep=False, folders=[left], servers="127.0.0.1:1", bank="postgresql://127.0.0.1:1/bank")
-        )
+        folder.note(Running(pid=0, keep=False, folders=[left]))
     assert (folder.path / "running.json").stat().st_mode & 0o077 == 0
     assert main(["down", f"--folder={folder.path}"]) == 0
     assert not left.exists()

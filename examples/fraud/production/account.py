@@ -9,7 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from examples.fraud.events import Txn
 from examples.fraud.production.bank import holds
-from examples.fraud.production.topics import DECISIONS, FAILURES, PAYMENTS, Decision, records
+from examples.fraud.production.topics import DECISIONS, FAILURES, PAYMENTS, Decision
+from examples.production.folder import Running
+from examples.production.topics import records
 
 
 class Account(BaseModel):
@@ -38,16 +40,12 @@ class Account(BaseModel):
         return self.payments - self.repeats - sum(self.decisions.values()) - sum(self.failures.values())
 
 
-def account(servers: str, bank: str) -> Account:
-    """Reads it all.
-
-    Args:
-        servers: Kafka's.
-        bank: URL of the bank's database.
-    """
+def account(running: Running) -> Account:
+    """Reads it all."""
+    servers = running.servers
     came, failed, decided = _payments(servers), _failures(servers), _decisions(servers)
     verdicts = Counter(decision.decision for decision in decided)
-    rows = holds(bank)
+    rows = holds(running.database("bank"))
     return Account(
         payments=came.total(),
         repeats=sum(number - 1 for what, number in came.items() if isinstance(what, Txn)),

@@ -11,7 +11,8 @@ from typing import Any
 from confluent_kafka import KafkaException, Producer
 
 from examples.fraud.feed import endless_payments
-from examples.fraud.production.topics import PAYMENTS, client_options
+from examples.fraud.production.topics import PAYMENTS
+from examples.production.topics import client_options
 
 
 def payments(seed: int, first: int, number: int) -> Iterator[str]:
