@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER_VARIABLE = "BEAM_AGENTS_RIVALS"
@@ -21,15 +22,20 @@ def folder() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER)).absolute()
 
 
-def install(target: Path) -> None:
+def install(target: Path, environments: Mapping[str, Path] | None = None) -> None:
     """Makes the environments in a folder; those that are there are brought to the pinned versions.
+
+    Args:
+        target: The folder.
+        environments: Other ones than `ENVIRONMENTS`: for each name the list of pinned packages.
 
     Raises:
         subprocess.CalledProcessError: pip could not install a package.
     """
-    for name in ENVIRONMENTS:
+    if environments is None:
+        environments = {name: Path(__file__).with_name(f"{name}.txt") for name in ENVIRONMENTS}
+    for name, pins in environments.items():
         venv.create(target / name, symlinks=True, with_pip=True)
-        pins = Path(__file__).with_name(f"{name}.txt")
         subprocess.run([python_of(target, name), "-m", "pip", "install", "--quiet", "-r", pins], check=True)
 
 

@@ -1,0 +1,1 @@
+"""One support agent, written with four frameworks, under the same messages and the same kills."""
