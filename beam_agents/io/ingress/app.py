@@ -95,7 +95,7 @@ class Door:
     def application(self) -> Starlette:
         """The ASGI application."""
 
-        return Starlette(
+        made = Starlette(
             routes=[
                 Route("/events", self._counted(self._take), methods=["POST"]),
                 Route("/events/{id}", self._counted(self._tell), methods=["GET"]),
@@ -105,6 +105,8 @@ class Door:
             ],
             exception_handlers={Problem: refused, HTTPException: unroutable, Exception: unexpected},
         )
+        made.router.redirect_slashes = False
+        return made
 
     async def _take(self, request: Request) -> Response:
         body = await read_body(request, self._limits.max_bytes)

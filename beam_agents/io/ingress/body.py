@@ -141,7 +141,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     _kind(request)
     too_large = Problem(413, f"a request has at most {max_bytes} bytes", headers={"Connection": "close"})
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > max_bytes:
+    if length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
         raise too_large
     parts, size = [], 0
     try:

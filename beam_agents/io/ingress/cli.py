@@ -105,14 +105,20 @@ def _serve(chosen: argparse.Namespace) -> int:
             timeout_graceful_shutdown=chosen.store_seconds,
         )
 
-        # The server raises the signal that ended it once more when it has ended.
+        server = uvicorn.Server(config)
+
+        def end(*_: Any) -> None:
+            server.should_exit = True
+
+        # For signals before the server has handlers of its own; it raises the one that ended it once more at its end.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, end)
 
         async def serve() -> None:
             async with door.opened():
+                listening.listen(config.backlog)
                 print(f"listening on http://{shown}:{port}", flush=True)
-                await uvicorn.Server(config).serve(sockets=[listening])
+                await server.serve(sockets=[listening])
 
         asyncio.run(serve())
     return 0

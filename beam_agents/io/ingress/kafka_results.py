@@ -14,6 +14,7 @@ from typing import Any
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from beam_agents.errors import ConfigurationError
+from beam_agents.events import FailureReason
 from beam_agents.io.ingress.results import Result, Results
 from beam_agents.io.kafka_connection import Kafka
 
@@ -134,13 +135,15 @@ class KafkaResults(Results):
             raw = headers.get("run_id")
             if raw is None:
                 continue
-            id = raw.decode()
+            id = raw.decode("utf-8", "replace")
             try:
-                value = json.loads(message.value() or b"null")
+                value = json.loads(message.value() or b"null", parse_constant=str)
             except ValueError:
                 value = (message.value() or b"").decode("utf-8", "replace")
-            status = "failed" if headers.get("kind") == b"failure" else "decided"
-            result = Result("failed" if status == "failed" else "decided", value)
+            failed = headers.get("kind") == b"failure"
+            if failed and isinstance(value, dict) and value.get("reason") == FailureReason.ID_CONFLICT:
+                continue  # of a second event with an id that has a result
+            result = Result("failed" if failed else "decided", value)
             self._known[id] = result
             self._known.move_to_end(id)
             if len(self._known) > self._keep:

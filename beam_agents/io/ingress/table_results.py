@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import sqlite3
@@ -11,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 
 from beam_agents.errors import ConfigurationError
+from beam_agents.events import FailureReason
 from beam_agents.io.ingress.results import Result, Results
 
 _LOG = logging.getLogger(__name__)
@@ -89,8 +91,12 @@ class TableResults(Results):
         for at in range(0, len(ids), _GROUP):
             part = list(ids[at : at + _GROUP])
             for table, status in self._tables.items():
-                for row in self._select(table, part):
-                    found[str(row[self._id])] = Result(status, to_jsonable_python(row))
+                names = {id: id for id in part}
+                if status == "failed":  # WriteTable names a failure by its event and its reason, if not told otherwise
+                    names |= {f"{id} {reason.value}": id for id in part for reason in FailureReason}
+                for row in self._select(table, list(names)):
+                    value = json.loads(to_json(row, bytes_mode="base64", inf_nan_mode="strings"))
+                    found[names[str(row[self._id])]] = Result(status, value)
         return found
 
     def _select(self, table: str, ids: list[str]) -> list[dict[str, Any]]:
