@@ -4,6 +4,7 @@
 # make support-up ..., make sensors-up ...: messages that come by HTTP, and readings that come from a database.
 # make test: all tests, those on Flink in their short form.  make test-flink: those on Flink in full.
 # make bench OUT=folder: what the engine costs under load, on each runner and beside others; an hour and a half or so.
+# make bench-compare OUT=folder: the support agent beside other frameworks' in consumer loops, killed alike; half an hour.
 # make bench-crash OUT=folder: a leaderboard's scenarios, crashed at each call, by us and by others.
 # ARGS=... is handed on, for example make demo ARGS="--events=500".
 
@@ -25,7 +26,7 @@ RIGHT_VERSION = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 
 IN_PRODUCTION = $(foreach example,fraud sensors support,$(addprefix $(example)-,up feed show status down))
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-flink $(IN_PRODUCTION) test test-flink bench bench-crash lint types prism flink stores clean
+.PHONY: demo demo-flink $(IN_PRODUCTION) test test-flink bench bench-compare bench-crash lint types prism flink stores clean
 
 demo: $(MADE)/package
 	$(RUN) -m examples.fraud $(ARGS)
@@ -52,6 +53,11 @@ bench-crash: OUT ?= crash-out
 bench-crash: $(MADE)/test
 	$(RUN) -m benchmarks.crash.rivals install
 	$(RUN) -m benchmarks.crash --out $(OUT) $(ARGS)
+
+bench-compare: OUT ?= compare-out
+bench-compare: $(MADE)/test $(MADE)/flink $(MADE)/stores
+	$(RUN) -m benchmarks.comparison.install build/comparison
+	BEAM_AGENTS_RIVALS=build/comparison $(RUN) -m benchmarks.comparison --out $(OUT) $(ARGS)
 
 lint: $(MADE)/dev
 	$(RUN) -m ruff check .
