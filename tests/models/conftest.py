@@ -28,13 +28,16 @@ def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    log = tmp_path_factory.mktemp("llama") / "server.log"
+    folder = tmp_path_factory.mktemp("llama")
+    log, url = folder / "server.log", folder / "url"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("llama.py"))], stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, str(Path(__file__).with_name("llama.py")), str(url)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
-        yield _url(process, log)
+        yield _written(url, process, log)
     finally:
         process.terminate()
         try:
@@ -44,11 +47,10 @@ def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def _url(process: subprocess.Popen[bytes], log: Path) -> str:
+def _written(url: Path, process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text(errors="replace").splitlines():
-            if line.startswith("URL "):
-                return line.removeprefix("URL ")
+        if url.exists():
+            return url.read_text()
         time.sleep(0.05)
     pytest.fail(f"the llama.cpp server did not start; its log ends with:\n{log.read_text(errors='replace')[-2000:]}")

@@ -1,9 +1,11 @@
-"""Serves a small real model on a free port of the loopback interface; prints its URL. Started by `conftest.py`."""
+"""Serves a small real model on a free port of the loopback interface; `conftest.py` starts it with the file that gets its
+URL. Not on the standard output: the server writes its log there, from threads of its own."""
 
 from __future__ import annotations
 
 import importlib.util
 import signal
+import sys
 from pathlib import Path
 
 import xllamacpp
@@ -22,5 +24,8 @@ params.warmup = False
 params.cpuparams.n_threads = 1
 params.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(params)
-print(f"URL {server.listening_address}/v1", flush=True)
+written = Path(sys.argv[1])
+unfinished = written.with_suffix(".part")
+unfinished.write_text(f"{server.listening_address}/v1")
+unfinished.rename(written)
 signal.pause()
