@@ -143,7 +143,7 @@ def test_health_and_figures_are_told() -> None:
         (post(""), 400, "not JSON"),
         (post('{"customer": "ada", "amount": NaN}'), 400, "NaN is no JSON number"),
         (post("[" * 100_000), 400, "nested too deeply"),
-        (post(f"{ORDER}\n{{", LINES), 400, "line 2: it is not JSON"),
+        (post(f"{ORDER}\n\n{{", LINES), 400, "line 3: it is not JSON"),
         (post(ORDER, id=None), 400, "send Idempotency-Key"),
         (post(f"[{ORDER}]", id=None), 400, "send Idempotency-Key"),
         (post(ORDER, id="x" * 201), 400, "1 to 200 printable characters"),

@@ -59,7 +59,12 @@ class Admission:
         self._tokens = [(token.name, token.reveal().encode()) for token in tokens]
         self._signature = signature
         self._secret = signature.secret.reveal().encode() if signature else b""
-        self._open = open
+        self.bearer = bool(tokens)
+        """Whether a bearer token lets in."""
+        self.signature_header = signature.header if signature else None
+        """The header of a webhook's signature, if one lets in."""
+        self.open = open
+        """Whether everybody is let in."""
 
     def caller(self, request: Request, body: bytes | None) -> str:
         """Who sends.
@@ -83,7 +88,7 @@ class Admission:
             signed = request.headers.get(self._signature.header)
             if signed and self._signed(signed, body):
                 return "signature"
-        if self._open:
+        if self.open:
             return "anybody"
         raise Problem(401, self._wanted(), headers={"WWW-Authenticate": "Bearer"} if self._tokens else None)
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from beam_agents.io.ingress.admission import Admission
 from beam_agents.io.ingress.body import Accepted, Events, read_body
+from beam_agents.io.ingress.openapi import document
 from beam_agents.io.ingress.problems import Problem, refused, told, unexpected, unroutable
 from beam_agents.io.ingress.rate import Rate
 from beam_agents.io.ingress.results import Result, Results
@@ -99,6 +100,7 @@ class Door:
             routes=[
                 Route("/events", self._counted(self._take), methods=["POST"]),
                 Route("/events/{id}", self._counted(self._tell), methods=["GET"]),
+                Route("/openapi.json", self._counted(self._describe), methods=["GET"]),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
                 Route("/metrics", self._metrics),
@@ -173,6 +175,19 @@ class Door:
         if self._results is None:
             raise Problem(400, "this server is not told what events come to: send it without wait")
         return min(int(found[1]) / (1000 if found[2] == "ms" else 1), self._limits.max_wait)
+
+    async def _describe(self, request: Request) -> Response:
+        self._admission.caller(request, None)
+        return JSONResponse(
+            document(
+                self._events.adapter,
+                id_header=self._events.id_header,
+                bearer=self._admission.bearer,
+                signature=self._admission.signature_header,
+                open=self._admission.open,
+                results=self._results is not None,
+            )
+        )
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -55,7 +55,8 @@ class Events:
         self.adapter: TypeAdapter[Any] = TypeAdapter(type)
         self._key = key
         self._event_id = event_id
-        self._id_header = id_header
+        self.id_header = None if event_id else id_header
+        """The header with the event's id, if it is no field."""
         self._max_batch = max_batch
 
     def read(self, request: Request, body: bytes) -> tuple[list[Accepted], bool]:
@@ -70,10 +71,11 @@ class Events:
         except UnicodeDecodeError as error:
             raise Problem(400, f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
         if kind in _BATCHES:
-            lines = text.split("\n")
-            texts, batch = [line.strip("\r") for line in lines if line.strip("\r \t")], True
-            for number, line in enumerate(texts):
-                _parse(line, f"line {number + 1}: ")
+            lines = [line.strip("\r") for line in text.split("\n")]
+            for number, line in enumerate(lines, 1):
+                if line.strip(" \t"):
+                    _parse(line, f"line {number}: ")
+            texts, batch = [line for line in lines if line.strip(" \t")], True
         elif text.lstrip(" \t\r\n").startswith("["):
             _parse(text, "")
             texts, batch = list(_elements(text)), True
@@ -115,19 +117,18 @@ class Events:
         if len(found) < len(texts):
             raise Problem(
                 400,
-                f"send {self._id_header}: the id of the event, the same if it is sent again. "
+                f"send {self.id_header}: the id of the event, the same if it is sent again. "
                 "For a batch, its events are numbered behind it",
             )
         return found
 
     def _given(self, request: Request) -> str | None:
-        values = request.headers.getlist(self._id_header)
-        if not values or self._event_id is not None:
+        if self.id_header is None or not (values := request.headers.getlist(self.id_header)):
             return None
         if len(values) > 1:
-            raise Problem(400, f"{self._id_header} was sent {len(values)} times")
+            raise Problem(400, f"{self.id_header} was sent {len(values)} times")
         try:
-            return _name(values[0], self._id_header)
+            return _name(values[0], self.id_header)
         except ValueError as error:
             raise Problem(400, str(error)) from error
 
