@@ -28,6 +28,29 @@ _RETRYABLE = frozenset({408, 409, 425, 429})
 _LONGEST_MESSAGE = 500
 
 
+class _JsonBody(aiohttp.payload.Payload):
+    """A body that is let go of once it is sent: what it was made of stays with the run anyhow, and thousands of runs
+    wait for their answers. A redirect, which sends it again, has it made again."""
+
+    _autoclose = True
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        super().__init__(body, content_type="application/json")
+        self._made: bytes | None = _compact(body)
+        self._size = len(self._made)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return (self._made or _compact(self._value)).decode(encoding, errors)
+
+    async def write(self, writer: aiohttp.abc.AbstractStreamWriter) -> None:
+        made, self._made = self._made or _compact(self._value), None
+        await writer.write(made)
+
+
+def _compact(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
 class ChatClient:
     """A client of one chat server, on the event loop that uses it first."""
 
@@ -53,7 +76,7 @@ class ChatClient:
         Raises:
             ModelError: There is no answer with status 200. Its message and its cause hold no secrets.
         """
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        data = _JsonBody(body)
         timeout = aiohttp.ClientTimeout(total=None, connect=seconds, sock_read=seconds)
         try:
             async with self._connections().post(self._url, data=data, timeout=timeout, proxy=self._proxy) as response:

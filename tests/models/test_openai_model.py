@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from pydantic import BaseModel
 
 from beam_agents.errors import ConfigurationError, ModelError
@@ -359,6 +360,17 @@ def test_a_copy_answers_in_a_fresh_process() -> None:
         )
 
     assert (done.returncode, done.stdout.decode().strip()) == (0, "Hi there"), done.stderr.decode()
+
+
+def test_a_server_that_has_moved_gets_the_whole_request() -> None:
+    long = ModelRequest(messages=(UserMessage(text="ä" * 1_200_000),))  # aiohttp warns of bodies of more than a MiB
+    with MockChatServer(lambda body: f"{len(body['messages'][0]['content'])}") as there:
+        moved = {"Location": f"{there.base_url}/chat/completions"}
+        with MockChatServer(lambda _: web.Response(status=307, headers=moved)) as here:
+            response = asyncio.run(ask(OpenAIModel("m1", base_url=here.base_url), long))
+
+    assert response.message.text == "1200000"
+    assert here.requests == there.requests
 
 
 def test_wrong_arguments_are_refused_at_once() -> None:
