@@ -48,15 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     for name in ("database", "slot", "servers", "results", "failures", "ledger"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--shards", type=int, default=4)
     given, options = parser.parse_known_args(argv)
     kafka = Kafka(given.servers)
     with beam.Pipeline(options=PipelineOptions(options, streaming=True)) as pipeline:
         tables = {"public.readings": Reading}
         events, bad = pipeline | ReadPostgresChanges(given.database, tables, slot=given.slot, key="device")
         outputs = events | RunAgent(watcher(), ledger=given.ledger)
-        _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="watcher")
+        _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="watcher", shards=given.shards)
         failures = (outputs.failures, bad) | beam.Flatten()
-        _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="watcher")
+        _ = failures | "Failures" >> WriteKafka(kafka, given.failures, exactly_once="watcher", shards=given.shards)
 
 
 if __name__ == "__main__":

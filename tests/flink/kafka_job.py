@@ -1,6 +1,8 @@
-"""A job for tests: from a Kafka topic through an agent, whose model takes a tenth of a second, to another topic.
+"""A job for tests: from a Kafka topic, or the folder of an HTTP door, through an agent, whose model takes a tenth of a
+second, to another topic.
 
-python -m tests.flink.kafka_job --servers HOST:PORT --read TOPIC --results TOPIC --failures TOPIC --ledger URL
+    python -m tests.flink.kafka_job --servers HOST:PORT --read TOPIC --results TOPIC --failures TOPIC --ledger URL
+    python -m tests.flink.kafka_job --servers HOST:PORT --inbox FOLDER --results TOPIC --failures TOPIC --ledger URL
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pydantic import BaseModel
 
 from beam_agents import Agent, Budget, RunAgent
-from beam_agents.io import Kafka, ReadKafka, WriteKafka
+from beam_agents.io import Kafka, ReadIngress, ReadKafka, WriteKafka
 from beam_agents.messages import AssistantMessage, ModelRequest
 from beam_agents.models import FunctionModel, say
 
@@ -25,9 +27,10 @@ MODEL_SECONDS = 0.1
 
 
 class Payment(BaseModel):
-    """An event; its record's key is the card."""
+    """An event; where it comes from Kafka, its record's key is the card."""
 
     number: int
+    card: str = ""
 
 
 async def decide(request: ModelRequest, seconds: float = MODEL_SECONDS) -> AssistantMessage:
@@ -50,14 +53,20 @@ def teller(seconds: float = MODEL_SECONDS) -> Agent[Payment, str, Any, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; submits the job and waits for its end."""
     parser = argparse.ArgumentParser()
-    for name in ("servers", "read", "results", "failures", "ledger"):
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--read")
+    source.add_argument("--inbox")
+    for name in ("servers", "results", "failures", "ledger"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--model-seconds", type=float, default=MODEL_SECONDS)
     given, options = parser.parse_known_args(argv)
     kafka = Kafka(given.servers)
     with beam.Pipeline(options=PipelineOptions(options, streaming=True)) as pipeline:
-        events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment, shards=given.shards)
+        if given.inbox:
+            events, bad = pipeline | ReadIngress(given.inbox, value=Payment)
+        else:
+            events, bad = pipeline | ReadKafka(kafka, given.read, value=Payment, shards=given.shards)
         outputs = events | RunAgent(teller(given.model_seconds), ledger=given.ledger)
         _ = outputs.results | "Results" >> WriteKafka(kafka, given.results, exactly_once="teller", shards=given.shards)
         failures = (outputs.failures, bad) | beam.Flatten()
