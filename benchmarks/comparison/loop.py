@@ -26,7 +26,8 @@ def consume(place: Place, handle: Callable[[Message], str]) -> None:
     consumer = Consumer(
         {
             "bootstrap.servers": place.servers,
-            "group.id": "support",
+            # A static member that comes back gets what it had, also if that was the topic of another trial.
+            "group.id": f"support-{place.messages}",
             "group.instance.id": "support-1",  # whoever comes after a crash need not wait for the dead one's session
             "auto.offset.reset": "earliest",
             "enable.auto.commit": place.commits == "auto",

@@ -91,7 +91,7 @@ def carry_out(
         settle: Seconds after the last reply in which second ones are counted: a client commits every five.
 
     Raises:
-        RuntimeError: The system ended by itself.
+        RuntimeError: The system ended by itself, or never replied at all: that says nothing of what it loses.
     """
     folder.mkdir(parents=True)
     given, points = messages(count), kill_points(count, kills)
@@ -117,6 +117,8 @@ def carry_out(
             topics.wait(running, patience, settle)
         finally:
             running.stop()
+        if not topics.seen:
+            raise RuntimeError(f"{system.name} gave no reply in {patience:g} s; its log is in {folder}")
         return _count(system, given, topics, killed, _lines(office_log, OfficeCall), _lines(model_log, ModelCall))
 
 
