@@ -1,5 +1,7 @@
-"""Serves a small real model on a free port of the loopback interface; `conftest.py` starts it with the file that gets its
-URL. Not on the standard output: the server writes its log there, from threads of its own."""
+"""Serves a small real model on a free port of the loopback interface. `conftest.py` starts it.
+
+Its argument is the file that gets its URL. The standard output is for the server, which logs there from threads of its own.
+"""
 
 from __future__ import annotations
 
