@@ -1,6 +1,7 @@
 """Serves a small real model on a free port of the loopback interface. `conftest.py` starts it.
 
-Its argument is the file that gets its URL. The standard output is for the server, which logs there from threads of its own.
+Its argument is the file that gets its URL.
+The standard output is for the server, which logs there from threads of its own.
 """
 
 from __future__ import annotations
