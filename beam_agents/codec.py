@@ -41,12 +41,26 @@ def to_json_value(value: Any) -> Any:
 
 def _plain_and_text(value: Any) -> tuple[Any, str]:
     try:
+        if _is_flat(value):
+            text = _CANONICAL.encode(value)
+            text.encode()
+            return dict(value) if type(value) is dict else value, text
         plain = to_jsonable_python(_sort_sets(value), bytes_mode="base64", inf_nan_mode="constants")
         text = _CANONICAL.encode(plain)
         text.encode()  # refuses half surrogate pairs: neither pydantic nor databases read them back
     except Exception as error:
         raise ValueError(f"{type(value).__name__} cannot be held by JSON: {error}") from error
     return plain, text
+
+
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is JSON data as it is, seen at a glance: most values are, and the long way is a slow one."""
+    if type(value) is dict:
+        return all(type(name) is str and type(item) in _SCALARS for name, item in value.items())
+    return type(value) in _SCALARS
 
 
 def _sort_sets(value: Any) -> Any:

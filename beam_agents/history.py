@@ -36,7 +36,7 @@ class History:
         kept: list[Message] = []
         tokens = 0
         for message in reversed(repair(messages)):
-            tokens += len(message.model_dump_json()) // _CHARACTERS_PER_TOKEN
+            tokens += message.size // _CHARACTERS_PER_TOKEN
             if len(kept) == self.max_messages or tokens > self.max_tokens:
                 break
             kept.append(message)

@@ -19,15 +19,23 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy, which makes its own digest."""
+        """A copy, which makes its own digest and size."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("digest", None)
+        copied.__dict__.pop("size", None)
         return copied
 
     @cached_property
     def digest(self) -> str:
         """Digest of the message; kept, so that the digest of a long transcript stays cheap at every step."""
-        return digest(self.model_dump_json())
+        text = self.model_dump_json()
+        self.__dict__["size"] = len(text)
+        return digest(text)
+
+    @cached_property
+    def size(self) -> int:
+        """Characters of the message as JSON; kept, too."""
+        return len(self.model_dump_json())
 
 
 class SystemMessage(_Frozen):
@@ -120,6 +128,7 @@ class ModelSettings:
     extra_body: dict[str, Any] | None = None
     """Further fields of the request's body, for one server's own options."""
 
+    @cached_property
     def digest(self) -> str:
         """Digest of what changes the answer: time-outs and retries do not."""
         shape = (self.temperature, self.max_tokens, self.seed, self.parallel_tool_calls, self.extra_body)
@@ -143,7 +152,7 @@ class ModelRequest:
             *(tool.digest for tool in self.tools),
             "output",
             self.output.digest if self.output else "",
-            self.settings.digest(),
+            self.settings.digest,
         )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from beam_agents.ledger.records import Delivery, Effect
+
+_SHORT = 200
+"""Characters of a result up to which it is not worth the trouble to drop it."""
 
 
 class Journal:
     """The journal of one run in this worker; the ledger has the same."""
 
     def __init__(self, effects: Iterable[Effect] = ()) -> None:
-        self._effects: dict[tuple[str, int], Effect] = {}
-        self._attempts: dict[str, list[int]] = {}
+        self._attempts: dict[str, list[Effect]] = {}
         self.delivered: list[Delivery] = []
         """What the code was given, in order."""
         self._unsaved: list[Delivery] = []
@@ -23,13 +26,15 @@ class Journal:
 
     def put(self, effect: Effect) -> None:
         """Notes an intent, or its outcome."""
-        key = (effect.path, effect.attempt)
-        if key not in self._effects:
-            self._attempts.setdefault(effect.path, []).append(effect.attempt)
-        self._effects[key] = effect
+        attempts = self._attempts.setdefault(effect.path, [])
+        for index, known in enumerate(attempts):
+            if known.attempt == effect.attempt:
+                attempts[index] = effect
+                return
+        attempts.append(effect)
 
     def __iter__(self) -> Iterator[Effect]:
-        return iter(self._effects.values())
+        return chain.from_iterable(self._attempts.values())
 
     def paths(self) -> Iterable[str]:
         """The places of all effects that were intended."""
@@ -37,11 +42,11 @@ class Journal:
 
     def get(self, path: str, attempt: int) -> Effect:
         """One attempt."""
-        return self._effects[path, attempt]
+        return next(effect for effect in self._attempts[path] if effect.attempt == attempt)
 
-    def attempts(self, path: str) -> list[Effect]:
+    def attempts(self, path: str) -> Sequence[Effect]:
         """All attempts of an effect, oldest first."""
-        return [self._effects[path, attempt] for attempt in self._attempts.get(path, ())]
+        return self._attempts.get(path, ())
 
     def settled(self, path: str, retries: int) -> Effect | None:
         """The attempt whose outcome the code gets, once there is one.
@@ -66,9 +71,9 @@ class Journal:
 
     def let_go(self, path: str, attempt: int) -> None:
         """Drops a result that the code has, so that it is not held twice while the run goes on; the ledger has it."""
-        effect = self._effects[path, attempt]
-        if effect.status == "ok":
-            self._effects[path, attempt] = replace(effect, value=None)
+        effect = self.get(path, attempt)
+        if effect.status == "ok" and effect.value is not None and len(effect.value) > _SHORT:
+            self.put(replace(effect, value=None))
 
     def give_back(self, unsaved: tuple[Delivery, ...]) -> None:
         """Takes deliveries back that `take_unsaved` gave and that did not get to the ledger."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from beam_agents.codec import told
+from beam_agents.codec import load, told
 from beam_agents.context import RunContext
 from beam_agents.engine.attempts import Attempts, ask
 from beam_agents.engine.emit import recorded_event
@@ -176,7 +176,8 @@ class LiveRun:
         except BaseException as error:
             _LOGGER.exception("run %r of key %s could not go on", opened.run.key.run_id, opened.run.key.key)
             ending = Ending(reason=reason_of(error), message=f"the run could not go on: {describe(error)}")
-            return await self._close_with(self._failure(ending), opened.session)
+            end = self._failure(ending)
+            return await self._close_with(end, end.model_dump_json(), opened.session)
 
     async def _go(self, opened: Opened) -> Ended:
         run, agent = opened.run, self._agent
@@ -204,7 +205,7 @@ class LiveRun:
         def make_code(port: Port) -> Code:
             self._context = RunContext(
                 key=self._task.key,
-                event=agent.read_event_json(self._task.event),
+                event=load(agent.event_type, self._task.event),  # of its own: `on_event` may have changed the other
                 state=agent.read_state(state),
                 deps=self._host.deps.value,
                 run_id=run.key.run_id,
@@ -319,8 +320,8 @@ class LiveRun:
             }
         )
         try:
-            end = self._end(ending, port, skipped)
-            end = End.model_validate_json(end.model_dump_json())
+            written = self._end(ending, port, skipped).model_dump_json()
+            end = End.model_validate_json(written)
             remembered = port.remembered if port else ()
             if remembered or session.history:
                 after = after.model_copy(update={"history": self._agent.history.trim((*session.history, *remembered))})
@@ -330,7 +331,8 @@ class LiveRun:
             said = f"what was said in the run cannot be recorded: {describe(error)}"
             message = f"{ending.message}; {said}" if ending.message else said
             end, kept = self._failure(Ending(reason=ending.reason, message=message)), after.model_dump_json()
-        return await self._close_with(end, kept)
+            written = end.model_dump_json()
+        return await self._close_with(end, written, kept)
 
     def _failure(self, ending: Ending) -> End:
         """A run's end as its record keeps it, without anything that came from the run."""
@@ -338,8 +340,8 @@ class LiveRun:
         reason = ending.reason or FailureReason.CODE_ERROR
         return End(kind="failure", reason=reason, message=ending.message)
 
-    async def _close_with(self, end: End, session: str | None) -> Ended:
-        written, kept = end.model_dump_json(), session or Session().model_dump_json()
+    async def _close_with(self, end: End, written: str, session: str | None) -> Ended:
+        kept = session or Session().model_dump_json()
         answer = await self._ask(Close(self._run.key, self._run.epoch, written, kept, end.reason))
         if not isinstance(answer, Closed):
             raise Fenced

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from beam_agents import FailureReason, workflow
@@ -52,6 +54,21 @@ class Watched:
 )
 def test_canonical_json(value: Any, text: str) -> None:
     assert canonical_json(value) == text
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text()
+
+
+@given(SCALARS | st.dictionaries(st.text(), SCALARS))
+def test_the_short_way_of_flat_values_writes_what_the_long_way_does(value: Any) -> None:
+    assert f"[{canonical_json(value)}]" == canonical_json([value])
+
+
+def test_plain_data_is_a_copy() -> None:
+    value = {"a": 1}
+    plain = to_json_value(value)
+    value["a"] = 2
+    assert plain == {"a": 1}
 
 
 def test_canonical_json_never_holds_what_a_database_cannot() -> None:
