@@ -122,6 +122,11 @@ class Cells:
             self._now = self._written = KeyRecord.from_json(raw) if raw else KeyRecord()
         return self._now
 
+    @property
+    def idle(self) -> bool:
+        """Whether no event is open, and none waits."""
+        return self.record.open is None and not self.record.waiting
+
     def set(self, **changes: Any) -> None:
         """Changes the small cell."""
         self._now = self.record.model_copy(update=changes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+from concurrent import futures
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,20 +82,18 @@ class Wait:
         if ended == len(handles) or self._quick <= 0:
             return ended > 0 and time.monotonic() < self._over_at
         seen, limit = ended, self._limit(len(handles))
-        for handle in handles:
-            while not handle.done.done():
-                left = limit - time.monotonic()
-                if left > 0:
-                    with suppress(FutureTimeout, Exception):  # what it raised is seen when it is taken
-                        handle.done.result(left)
-                    continue
-                now_ended = sum(handle.done.done() for handle in handles)
-                if now_ended == seen or limit >= self._over_at:
-                    self._patience.was(useful=now_ended > ended)
-                    return now_ended > 0 and limit < self._over_at
-                seen, limit = now_ended, self._limit(len(handles) - now_ended)
-        self._patience.was(useful=True)
-        return time.monotonic() < self._over_at
+        pending = [handle.done for handle in handles]
+        while True:
+            # For all of them: woken by each, this thread would take the interpreter from the runs that go on.
+            _, unfinished = futures.wait(pending, max(0.0, limit - time.monotonic()))
+            if not unfinished:
+                self._patience.was(useful=True)
+                return time.monotonic() < self._over_at
+            now_ended = len(handles) - len(unfinished)
+            if now_ended == seen or limit >= self._over_at:
+                self._patience.was(useful=now_ended > ended)
+                return now_ended > 0 and limit < self._over_at
+            seen, limit, pending = now_ended, self._limit(len(unfinished)), list(unfinished)
 
     def _limit(self, runs: int) -> float:
         return min(time.monotonic() + self._quick + runs * _QUICK_SECONDS_EACH, self._over_at)

@@ -60,30 +60,42 @@ class ReadAhead:
         return value
 
 
-def write_together(states: Iterable[tuple[Any, bool]]) -> None:
-    """Has the runner take what was written to cells, all at once. What is left is written when the bundle ends.
-
-    Args:
-        states: Each cell, and whether it is known to be empty, so that nothing has to be cleared.
-
-    Raises:
-        RuntimeError: The runner did not take it.
+class WriteAhead:
+    """What was written to cells, on its way to the runner while the bundle goes on with others. What this does not take
+    is written when the bundle ends.
     """
-    sent: list[tuple[Any, _Future]] = []
-    for state, empty in states:
-        bag = _bag_of(state)
-        if bag is None:
-            continue
-        handler, last = bag._state_handler, None
-        if bag._cleared and not empty:
-            last = handler.clear(bag._state_key)
-        if bag._added_elements:
-            last = handler.extend(bag._state_key, bag._value_coder.get_impl(), bag._added_elements)
-        bag._cleared, bag._added_elements = False, []
-        if last is not None:
-            sent.append((handler._underlying, last))
-    for stream, last in sent:
-        _answer(stream, last)
+
+    def __init__(self) -> None:
+        self._sent: list[tuple[Any, _Future]] = []
+
+    def send(self, states: Iterable[tuple[Any, bool]]) -> None:
+        """Sends what was written, and does not wait.
+
+        Args:
+            states: Each cell, and whether it is known to be empty, so that nothing has to be cleared.
+        """
+        for state, empty in states:
+            bag = _bag_of(state)
+            if bag is None or not (bag._cleared or bag._added_elements):
+                continue
+            handler, last = bag._state_handler, None
+            if bag._cleared and not empty:
+                last = handler.clear(bag._state_key)
+            if bag._added_elements:
+                last = handler.extend(bag._state_key, bag._value_coder.get_impl(), bag._added_elements)
+            bag._cleared, bag._added_elements = False, []
+            if last is not None:
+                self._sent.append((handler._underlying, last))
+
+    def wait(self) -> None:
+        """Waits until the runner has taken all of it.
+
+        Raises:
+            RuntimeError: The runner did not take it.
+        """
+        for stream, last in self._sent:
+            _answer(stream, last)
+        self._sent = []
 
 
 _BYTES = BytesCoder().get_impl()

@@ -32,7 +32,7 @@ from beam_agents.transforms.doorbell import LOOK
 from beam_agents.transforms.emission import Emitter, place
 from beam_agents.transforms.envelope import Envelope
 from beam_agents.transforms.patience import Patience
-from beam_agents.transforms.state_ahead import write_together
+from beam_agents.transforms.state_ahead import WriteAhead
 from beam_agents.transforms.use import AgentUse
 
 if TYPE_CHECKING:
@@ -165,15 +165,20 @@ class StreamingDoFn(beam.DoFn):
             if event is not None:
                 yield from self._arrive(cells, event)
         self._come = []
-        wait = self._patience.begin()
-        going_on = True
+        wait, writes = self._patience.begin(), WriteAhead()
+        going_on, left = True, list(self._touched.values())
         while going_on:
-            for cells in self._touched.values():
+            for cells in left:
                 yield from self._advance(cells)
-            going_on = wait.for_some([cells.handle for cells in self._touched.values() if cells.handle is not None])
-        for cells in self._touched.values():
+                if cells.idle:  # the runner writes its state while the runs of others go on
+                    self._leave(cells)
+                    writes.send(cells.states)
+            left = [cells for cells in left if not cells.idle]
+            going_on = wait.for_some([cells.handle for cells in left if cells.handle is not None])
+        for cells in left:
             self._leave(cells)
-        write_together(state for cells in self._touched.values() for state in cells.states)
+            writes.send(cells.states)
+        writes.wait()
         self._touched = {}
 
     def _handle(self, cells: Cells, event: Envelope | None) -> Iterator[TaggedOutput]:

@@ -12,7 +12,7 @@ from apache_beam.runners.worker.bundle_processor import ReadModifyWriteRuntimeSt
 from apache_beam.runners.worker.sdk_worker import GlobalCachingStateHandler, GrpcStateHandler, StateCache
 
 from beam_agents.transforms import state_ahead
-from beam_agents.transforms.state_ahead import ReadAhead, write_together
+from beam_agents.transforms.state_ahead import ReadAhead, WriteAhead
 
 
 class Runner:
@@ -59,6 +59,12 @@ def put(runner: Runner, key: bytes, value: bytes) -> None:
     runner.bags[key] = BytesCoder().encode_nested(value)
 
 
+def written(states: list[tuple[Any, bool]]) -> None:
+    writes = WriteAhead()
+    writes.send(states)
+    writes.wait()
+
+
 def test_cells_are_asked_for_before_anybody_waits(runner: Runner) -> None:
     put(runner, b"a", b"of a")
     put(runner, b"c", b"")
@@ -76,7 +82,10 @@ def test_cells_are_written_before_anybody_waits(runner: Runner) -> None:
     cells[b"b"].write(b"first")
     cells[b"d"].clear()
     with mock.patch.object(state_ahead, "_answer", lambda stream, asked: runner.answer() or asked.get()):
-        write_together((cell, key == b"b") for key, cell in cells.items())
+        writes = WriteAhead()
+        writes.send((cell, key == b"b") for key, cell in cells.items())
+        assert not runner.answered
+        writes.wait()
     assert runner.bags == {b"a": b"\x03new", b"b": b"\x05first", b"c": b"\x04kept"}
     assert runner.answered == ["clear", "append", "append", "clear"]
     for cell in cells.values():  # nothing is left for the end of the bundle
@@ -104,7 +113,7 @@ def test_a_runner_that_refuses_fails_the_bundle(runner: Runner) -> None:
             beam_fn_api_pb2.StateResponse(id=request.id, error="the lock is lost")
         )
         with pytest.raises(RuntimeError, match="the lock is lost"):
-            write_together([(cell, False)])
+            written([(cell, False)])
 
 
 def test_a_stream_that_has_ended_does_not_hang(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +153,7 @@ class OfAnotherRunner:
 def test_other_state_is_used_by_its_interface() -> None:
     cell = OfAnotherRunner()
     assert ReadAhead(cell).value() == b"plain"
-    write_together([(cell, False)])
+    written([(cell, False)])
     cell.value = None
     assert ReadAhead(cell).value() is None
 

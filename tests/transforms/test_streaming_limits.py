@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
@@ -194,27 +194,29 @@ def test_limits_that_cannot_work_are_refused(wrong: dict[str, Any], says: str) -
 
 
 class Clock:
+    """Stands for `time` and for `concurrent.futures`: it goes on while somebody waits."""
+
     def __init__(self) -> None:
         self.now = 100.0
 
     def monotonic(self) -> float:
         return self.now
 
+    def wait(self, ends: Sequence[Ends], timeout: float) -> tuple[set[Ends], set[Ends]]:
+        self.now = max(self.now, min(max(end.at for end in ends), self.now + timeout))
+        done = {end for end in ends if end.done()}
+        return done, {*ends} - done
+
 
 class Ends(Future[Any]):
-    """Ends at a time of the clock, which goes on while somebody waits."""
+    """Ends at a time of the clock."""
 
     def __init__(self, clock: Clock, at: float) -> None:
         super().__init__()
-        self._clock, self._at = clock, at
+        self._clock, self.at = clock, at
 
     def done(self) -> bool:
-        return self._clock.now >= self._at
-
-    def result(self, timeout: float | None = None) -> Any:
-        assert timeout is not None
-        self._clock.now = min(self._at, self._clock.now + timeout)
-        return None
+        return self._clock.now >= self.at
 
 
 class Held:
@@ -226,6 +228,7 @@ class Held:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(patience, "futures", clock)
     return clock
 
 
