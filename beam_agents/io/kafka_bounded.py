@@ -68,7 +68,7 @@ class SpanDoFn(beam.DoFn):
                     if lost.next > position:
                         yield placed(lost_records(place, position, lost.next), Timestamp.now())
                         position = lost.next
-                if place in ends:  # what is left are marks of transactions
+                if ends.get(place, 0) >= end:  # what was left are marks of transactions
                     return
                 waited = 0.0 if messages else waited + 1.0
                 if waited > _PATIENCE_SECONDS:

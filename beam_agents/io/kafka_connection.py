@@ -27,7 +27,7 @@ class Tls:
         key_password: Of the key.
 
     Raises:
-        ConfigurationError: A certificate without a key, or the other way round.
+        ConfigurationError: A certificate without a key, or the other way round, or the password is not a `Secret`.
     """
 
     ca: str | None = None
@@ -43,6 +43,11 @@ class Tls:
             )
         if self.key_password is not None and self.key is None:
             raise ConfigurationError("Tls(key_password=...) is the password of a key: give key=... too, or drop it")
+        if self.key_password is not None and not isinstance(self.key_password, Secret):
+            raise ConfigurationError(
+                "Tls(key_password=...) must be a Secret, such as EnvSecret('KAFKA_KEY_PASSWORD'), so that it is in no "
+                "pickle"
+            )
 
 
 @dataclass(frozen=True)

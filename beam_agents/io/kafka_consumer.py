@@ -62,6 +62,8 @@ class Reader:
     def __init__(self, kafka: Kafka) -> None:
         self._servers = kafka.servers
         self._positions: dict[Place, int] = {}
+        self._stopped = False
+        """Whether the library has stopped to read a partition, so that all have to be assigned again."""
         self._warned: dict[str, float] = {}
         library = logging.Logger(_LOG.name)
         library.parent = _LOG
@@ -87,7 +89,7 @@ class Reader:
 
     def read(
         self, positions: Mapping[Place, int], *, records: int, size: int, seconds: float = 0.0
-    ) -> tuple[list[Message[bytes, bytes]], list[Gone], set[Place]]:
+    ) -> tuple[list[Message[bytes, bytes]], list[Gone], dict[Place, int]]:
         """What comes next.
 
         Args:
@@ -97,13 +99,14 @@ class Reader:
             seconds: How long it waits for the first.
 
         Returns:
-            The records; what is gone, so that the position has to be moved; the partitions that are read to their ends.
+            The records; what is gone, so that the position has to be moved; the partitions that are read to their ends,
+            as the broker knows them, with the next offset there.
         """
-        if positions != self._positions:
+        if self._stopped or positions != self._positions:
             self._assign(positions)
         found: list[Message[bytes, bytes]] = []
         gone: list[Gone] = []
-        ends: set[Place] = set()
+        ends: dict[Place, int] = {}
         while records > 0 and size > 0:
             batch = self._consumer.consume(min(records, 500), seconds if not found else 0.0)
             for message in batch:
@@ -112,11 +115,11 @@ class Reader:
                 if error is None:
                     found.append(message)
                     self._positions[place] = (message.offset() or 0) + 1
-                    ends.discard(place)
+                    ends.pop(place, None)
                     records -= 1
                     size -= len(message.value() or b"") + len(message.key() or b"") + 100
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    ends.add(place)
+                    ends[place] = message.offset() or 0
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                     gone += self._find_gone(place)
                 else:
@@ -143,13 +146,13 @@ class Reader:
                 places += [(topic, partition) for partition in sorted(known[topic].partitions)]
         return places
 
-    def bounds(self, place: Place) -> tuple[int, int]:
+    def bounds(self, place: Place, seconds: float = _CALL_SECONDS) -> tuple[int, int]:
         """The first offset of a partition, and the one behind its last record.
 
         Raises:
-            KafkaException: The brokers do not answer.
+            KafkaException: The brokers do not answer within so many seconds, or it has no leader.
         """
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_CALL_SECONDS)
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=seconds)
         return low, high
 
     def close(self) -> None:
@@ -157,18 +160,17 @@ class Reader:
         self._consumer.close()
 
     def _assign(self, positions: Mapping[Place, int]) -> None:
-        self._positions = dict(positions)
+        self._positions, self._stopped = dict(positions), False
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in positions.items()])
 
     def _find_gone(self, place: Place) -> list[Gone]:
         wanted = self._positions[place]
+        self._stopped = True  # also if its place is there again
         try:
             low, high = self.bounds(place)
         except KafkaException as error:
             self._warn(str(error))
-            self._positions = {}  # so that all are assigned again
             return []
-        self._positions = {}  # the library has stopped to read it, also if its place is there again
         # An offset behind the end: the topic was deleted and made again.
         return [Gone(place, wanted, low if wanted < low or wanted > high else wanted)]
 

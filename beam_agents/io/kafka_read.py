@@ -37,6 +37,8 @@ _IDLE_SECONDS: Final = 0.2
 """The most between two looks; while nothing comes, the time doubles up to it."""
 _REFRESH_SECONDS: Final = 30.0
 """Between two looks for new partitions."""
+_DISCOVER_SECONDS: Final = 2.0
+"""The most that such a look takes: a checkpoint waits for it."""
 
 Start = Literal["earliest", "latest"]
 
@@ -74,7 +76,7 @@ class ReadKafka(beam.PTransform[Any, Any]):
         start: Where partitions begin that are there when the job starts for the first time.
         stop_at_end: Ends with what is there at the start; the output is bounded then.
         shards: Over how many keys the partitions are spread. For use of several workers there have to be several times
-            as many. Kept positions belong to it: a job that is resumed with another number reads from `start`.
+            as many. A job that is resumed with another number reads partitions that change their shard from `start`.
         max_records: The most that one look at a shard reads, so that bundles stay short.
 
     Returns:
@@ -170,6 +172,8 @@ class Offsets(Stored):
     """Whether the partitions that were there at the start are known."""
     next: dict[str, dict[int, int]] = PydanticField(default_factory=dict)
     """The next offset, by topic and partition."""
+    shards: int = 0
+    """How many shards there were; 0 for those that a release before this field wrote."""
 
 
 class PollDoFn(beam.DoFn):
@@ -193,6 +197,7 @@ class PollDoFn(beam.DoFn):
         self._readers: dict[int, Any] = {}
         self._refreshed: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
+        self._without_bounds: dict[int, set[tuple[str, int]]] = {}
 
     def process(self, element: tuple[int, bytes], look: Any = beam.DoFn.TimerParam(_LOOK)) -> None:
         """Winds the shard up."""
@@ -207,10 +212,16 @@ class PollDoFn(beam.DoFn):
         look: Any = beam.DoFn.TimerParam(_LOOK),
     ) -> Iterator[Any]:
         """Emits what has come since the last look."""
+        if shard >= self._shards:
+            return  # of a job that had more; its timer is not set again
         raw = offsets.read()
         before = Offsets.from_json(raw) if raw else Offsets()
-        positions = {(topic, number): at for topic, of in before.next.items() for number, at in of.items()}
-        started = self._discover(shard, positions, before.started)
+        known = {(topic, number): at for topic, of in before.next.items() for number, at in of.items()}
+        positions = {place: at for place, at in known.items() if self._reads(shard, place)}
+        as_before = before.shards in (0, self._shards)
+        # The places of topics that are not read any more are kept, in case they are again.
+        aside = {place: at for place, at in known.items() if place[0] not in self._topics and as_before}
+        started = self._discover(shard, positions, before.started and as_before)
         found = 0
         at = max(fired, Timestamp.now())  # the timer holds the watermark at an earlier firing
         if positions:
@@ -224,8 +235,8 @@ class PollDoFn(beam.DoFn):
                 positions[lost.place] = lost.next
                 if lost.next != lost.first:
                     yield placed(lost_records(lost.place, lost.first, lost.next), at)
-        after = Offsets(started=started)
-        for (topic, number), offset in sorted(positions.items()):
+        after = Offsets(started=started, shards=self._shards)
+        for (topic, number), offset in sorted((aside | positions).items()):
             after.next.setdefault(topic, {})[number] = offset
         if after != before:
             offsets.write(after.to_json())
@@ -259,14 +270,25 @@ class PollDoFn(beam.DoFn):
         there = reader.partitions(self._topics)
         if there is None:
             return started
-        new = [p for p in there if p not in positions and shard_of(f"{p[0]}:{p[1]}", self._shards) == shard]
-        try:
-            for place in new:
-                first, end = reader.bounds(place)
+        new = [place for place in there if place not in positions and self._reads(shard, place)]
+        without = self._without_bounds.setdefault(shard, set())
+        until = now + _DISCOVER_SECONDS
+        for place in sorted(new, key=without.__contains__):  # one without a leader must not hide the others
+            try:
+                first, end = reader.bounds(place, max(0.1, until - time.monotonic()))
+            except KafkaException:
+                without.add(place)
+                if time.monotonic() > until:
+                    break
+            else:
+                without.discard(place)
                 positions[place] = end if self._start == "latest" and not started else first
-        except KafkaException:  # the brokers went away in between; the next look finds the others
+        if not positions.keys() >= set(new):
             return started
         return started or {topic for topic, _ in there} == set(self._topics)
+
+    def _reads(self, shard: int, place: tuple[str, int]) -> bool:
+        return place[0] in self._topics and shard_of(f"{place[0]}:{place[1]}", self._shards) == shard
 
 
 def placed(decoded: tuple[str, Identified[Any]] | RunFailure[Any], at: Any) -> Any:

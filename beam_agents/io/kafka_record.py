@@ -16,6 +16,9 @@ from beam_agents.errors import ConfigurationError
 from beam_agents.events import FailureReason, Identified, RunFailure
 from beam_agents.template import field_names, members
 
+_LATEST_MILLISECONDS = 253_402_300_799_999
+"""The end of the year 9999, the last that Python has."""
+
 
 class KafkaRecord(BaseModel):
     """A record as it stands in a topic."""
@@ -219,7 +222,8 @@ def record_of(message: Any) -> KafkaRecord:
         topic=message.topic(),
         partition=message.partition(),
         offset=message.offset(),
-        timestamp=datetime.fromtimestamp(max(0, milliseconds) / 1000, UTC),
+        # Producers may say what they like, such as microseconds.
+        timestamp=datetime.fromtimestamp(min(max(0, milliseconds), _LATEST_MILLISECONDS) / 1000, UTC),
         key=message.key(),
         value=message.value(),
         headers=tuple((name, value) for name, value in message.headers() or ()),

@@ -152,11 +152,13 @@ class WriteKafka(beam.PTransform[Any, Any]):
         return undelivered
 
     def _check_name(self, pipeline: beam.Pipeline, name: str) -> None:
-        others = [other for other in transforms_of(pipeline, WriteKafka) if other is not self]
-        if any((other._name, other._topic) == (name, self._topic) for other in others):
+        others = [other for other in transforms_of(pipeline, WriteKafka) if other is not self and other._name]
+        # Not name and topic by themselves: "a-b" and "c" make the same transactional id as "a" and "b-c".
+        if any(f"{other._name}-{other._topic}" == f"{name}-{self._topic}" for other in others):
             raise ConfigurationError(
-                f"two WriteKafka in this pipeline have topic {self._topic!r} and exactly_once={name!r}, and each would "
-                "end the other's transactions: flatten their inputs, or give one of them another name"
+                f"two WriteKafka in this pipeline have topic {self._topic!r} and exactly_once={name!r}, or another "
+                "split of the same, and each would end the other's transactions: flatten their inputs, or give one of "
+                "them another name"
             )
 
 

@@ -33,7 +33,8 @@ def prepare(kafka: Kafka, topic: str, markers: str, shards: int, remember: float
         ConfigurationError: The results' topic is not there, or that of the markers does not fit.
         KafkaException: The brokers do not answer, or do not allow it.
     """
-    admin = AdminClient(kafka.client_options())
+    # Or a broker with `auto.create.topics.enable`, which is the default, makes a topic that is asked about.
+    admin = AdminClient(kafka.client_options() | {"allow.auto.create.topics": False})
     if _partitions(admin, topic) == 0:
         raise ConfigurationError(f"WriteKafka: there is no topic {topic!r} at {kafka.servers}; make it first")
     there = _partitions(admin, markers)

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from beam_agents.io.kafka_connection import Kafka
 from beam_agents.io.kafka_write_record import Outgoing
-from beam_agents.io.kafka_write_shard import PATIENCE_SECONDS, KafkaWriteError
+from beam_agents.io.kafka_write_shard import PATIENCE_SECONDS, KafkaWriteError, batch_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,18 +55,17 @@ class Plain:
                     )
                 except BufferError:
                     producer.poll(0.1)
+                except KafkaException as error:  # it takes nothing any more
+                    self._drop(producer)
+                    raise KafkaWriteError(self._told(error.args[0])) from error
                 else:
                     producer.poll(0)
                     break
         while sent.open and time.monotonic() < deadline:
             producer.poll(0.1)
         if sent.open or sent.error is not None:
-            if sent.error is not None and sent.error.fatal():
-                self._drop(producer)
-            settings = self._settings
-            raise KafkaWriteError(
-                f"WriteKafka({settings.topic!r}) at {settings.kafka.servers}: {sent.error or 'no answer'}"
-            ) from None
+            self._drop(producer)  # whether it can go on is not told with what became of a record
+            raise KafkaWriteError(self._told(sent.error))
         return len(records)
 
     def close(self) -> None:
@@ -85,6 +84,7 @@ class Plain:
                     "enable.idempotence": True,
                     "message.max.bytes": max(self._settings.max_bytes, 1_000_000),
                     "message.timeout.ms": int(PATIENCE_SECONDS * 1000),
+                    "batch.size": batch_size(self._settings.kafka, self._settings.max_bytes),
                 }
                 self._producer = Producer(options, logger=_LOG)
             return self._producer
@@ -93,6 +93,10 @@ class Plain:
         with self._lock:
             if self._producer is producer:
                 self._producer = None
+                producer.purge()  # else closing waits until its records time out
+
+    def _told(self, error: KafkaError | None) -> str:
+        return f"WriteKafka({self._settings.topic!r}) at {self._settings.kafka.servers}: {error or 'no answer'}"
 
 
 class _Sent:

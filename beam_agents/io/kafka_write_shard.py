@@ -64,8 +64,10 @@ class ExactlyOnce:
     max_bytes: int
 
     def digest(self, id: str) -> bytes:
-        """What a marker holds of an id; sinks of other names do not share it."""
-        return blake2b(f"{self.name} {id}".encode(), digest_size=DIGEST_BYTES).digest()
+        """What a marker holds of an id; sinks of other names or topics, which may have the markers' topic in common, do
+        not share it."""
+        scope = self.name if self.markers == f"{self.topic}.written" else f"{self.name} {self.topic}"
+        return blake2b(f"{scope} {id}".encode(), digest_size=DIGEST_BYTES).digest()
 
     def transactional_id(self, shard: int) -> str:
         """The name under which one process at a time may write."""
@@ -174,6 +176,7 @@ class Shard:
             **settings.kafka.client_options(),
             "transactional.id": settings.transactional_id(self._number),
             "message.max.bytes": max(settings.max_bytes, 1_000_000),
+            "batch.size": batch_size(settings.kafka, settings.max_bytes),
         }
         prepare(settings.kafka, settings.topic, settings.markers, settings.shards, settings.remember)
         producer = Producer(options, logger=_LOG)
@@ -263,6 +266,8 @@ class Shard:
         for error, offset in ((message.error(), message.offset()) for message in messages if message.error()):
             if error.code() == KafkaError._PARTITION_EOF:
                 self._position = max(self._position, offset)
+            elif error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                continue  # the library asks for the group all the same, which nothing is wanted of
             elif not error.retriable():
                 raise KafkaException(error)
 
@@ -284,6 +289,11 @@ class Shard:
         if error.code() in _FENCED:
             return f"{what}: another process has taken the shard; is another job running under this name? ({error})"
         return f"{what}, at {settings.kafka.servers}: {error}"
+
+
+def batch_size(kafka: Kafka, max_bytes: int) -> int:
+    """The largest batch: brokers hold their limit for records, `max.message.bytes`, against batches."""
+    return min(max_bytes, int(kafka.options.get("batch.size", 1_000_000)))
 
 
 def _produce(producer: Producer, topic: str, value: bytes | None, **options: Any) -> None:

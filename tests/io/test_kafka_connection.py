@@ -60,6 +60,7 @@ def test_a_client_certificate_goes_with_its_key(password: str) -> None:
         (lambda: Kafka("a:1", options={"sasl.password": "x"}), "use servers=, tls= or sasl="),
         (lambda: Tls(certificate="c.pem"), "goes with its key"),
         (lambda: Tls(key_password=EnvSecret("X")), "give key="),
+        (lambda: Tls(certificate="c", key="k", key_password="open-sesame"), "must be a Secret"),  # type: ignore[arg-type]
         (lambda: Sasl("MD5", "me", EnvSecret("X")), "'MD5'"),  # type: ignore[arg-type]
         (lambda: Sasl("PLAIN", "me", "open-sesame"), "must be a Secret"),  # type: ignore[arg-type]
     ],

@@ -16,13 +16,14 @@ from apache_beam import coders
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.timestamp import Timestamp
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 from pydantic import BaseModel
 
 from beam_agents import Agent, FailureReason, RunAgent, RunFailure
 from beam_agents.errors import ConfigurationError, StoredFormUnknown
 from beam_agents.io import Header, Identified, Kafka, KafkaRecord, ReadKafka
+from beam_agents.io.files import shard_of
 from beam_agents.io.kafka_bounded import FindDoFn, SpanDoFn
 from beam_agents.io.kafka_consumer import Reader
 from beam_agents.io.kafka_read import PollDoFn
@@ -182,6 +183,15 @@ def test_only_committed_records_are_read(kafka: KafkaServer) -> None:
         assert_that(events | beam.Map(lambda event: event[1].event.amount), equal_to([1]))
 
 
+def test_a_time_that_no_calendar_has_harms_nobody(kafka: KafkaServer) -> None:
+    topic = make_topic(kafka.servers, **{"message.timestamp.after.max.ms": str(2**63 - 1)})
+    produce(kafka.servers, topic, [payment(1) | {"timestamp": 1_700_000_000_000_000}, payment(2)])
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        read = pipeline | ReadKafka(Kafka(kafka.servers), topic, value=KafkaRecord)
+        years = read.events | beam.MapTuple(lambda _, one: one.event.timestamp.year)
+        assert_that(years, equal_to([9999, datetime.now(UTC).year]))
+
+
 def test_a_topic_that_is_not_there_is_named(kafka: KafkaServer) -> None:
     with pytest.raises(Exception, match="there is no topic 'nothing-here'"), beam.Pipeline("FnApiRunner") as pipeline:
         _ = pipeline | ReadKafka(Kafka(kafka.servers), "nothing-here", value=Payment)
@@ -215,13 +225,13 @@ class Shard:
 
     def __init__(self, kafka: KafkaServer, topics: list[str], **more: Any) -> None:
         self._kafka = kafka
-        self._arguments = (
+        self._arguments = [
             topics,
             1,
             more.get("start", "earliest"),
             Decoder(Payment, None, None),
             more.get("most", 500),
-        )
+        ]
         self.state = _Cell()
         self.timer = _Timer()
         self.restart()
@@ -230,10 +240,15 @@ class Shard:
         """Another process goes on from the state."""
         self.dofn = PollDoFn(Kafka(self._kafka.servers), *self._arguments)
 
-    def look(self) -> list[Any]:
+    def resharded(self, shards: int) -> None:
+        """Another job goes on from the state, with another number of shards."""
+        self._arguments[1] = shards
+        self.restart()
+
+    def look(self, shard: int = 0) -> list[Any]:
         """One look."""
         fired = Timestamp.now()
-        return list(self.dofn.look(shard=0, fired=fired, offsets=self.state, look=self.timer))
+        return list(self.dofn.look(shard=shard, fired=fired, offsets=self.state, look=self.timer))
 
     def until(self, count: int) -> list[Any]:
         """Looks until so many came, and then once more."""
@@ -359,6 +374,85 @@ def test_what_was_deleted_before_it_was_read_is_told(kafka: KafkaServer, shard_o
     ]
 
 
+def test_several_partitions_that_lose_their_places_at_once_are_told(
+    kafka: KafkaServer, shard_on: Callable[..., Shard]
+) -> None:
+    topic = make_topic(kafka.servers, 3)
+    shard = shard_on(topic)
+    places = "0", "1", "2"
+    shard.state.value = b'{"schema_version":1,"started":true,"next":{"%s":{"0":5,"1":5,"2":5}}}' % topic.encode()
+    found = shard.until(3)
+    assert sorted(bad_of(found)) == [
+        f"{topic}-{place} ends before 5: the topic was made anew; reading goes on at {topic}-{place}-0"
+        for place in places
+    ]
+    produce(kafka.servers, topic, [payment(int(place)) | {"partition": int(place)} for place in places])
+    assert sorted(events_of(shard.until(3))) == [0, 1, 2]
+
+
+def test_a_partition_without_a_leader_does_not_hide_the_others(
+    kafka: KafkaServer, shard_on: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = make_topic(kafka.servers, 3)
+    produce(kafka.servers, topic, [payment(number) | {"partition": number} for number in range(3)])
+    shard = shard_on(topic)
+    bounds, away = Reader.bounds, {(topic, 0), (topic, 1)}
+
+    def unless_away(reader: Reader, place: tuple[str, int], seconds: float = 10.0) -> tuple[int, int]:
+        if place in away:
+            time.sleep(seconds)
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        return bounds(reader, place, seconds)
+
+    monkeypatch.setattr(Reader, "bounds", unless_away)
+    assert events_of(shard.until(1)) == [2]
+    away.clear()
+    assert sorted(events_of(shard.until(2))) == [0, 1]
+
+
+def test_a_job_with_another_number_of_shards_reads_what_has_moved_and_goes_on_with_the_rest(
+    kafka: KafkaServer, shard_on: Callable[..., Shard]
+) -> None:
+    topic = make_topic(kafka.servers, 4)
+    records = [payment(number) | {"partition": number} for number in range(4)]
+    produce(kafka.servers, topic, records)
+    theirs = {n: {number for number in range(4) if shard_of(f"{topic}:{number}", n) == 0} for n in (1, 2)}
+    shard = shard_on(topic)
+    assert sorted(events_of(shard.until(4))) == [0, 1, 2, 3]
+    shard.dofn.teardown()
+    shard.resharded(2)
+    produce(kafka.servers, topic, [payment(10 + number) | {"partition": number} for number in range(4)])
+    found = events_of(shard.until(len(theirs[2])) if theirs[2] else shard.look())
+    assert sorted(found) == sorted(10 + number for number in theirs[2]), "those that are still its own, from its place"
+    shard.dofn.teardown()
+    shard.resharded(1)
+    moved = theirs[1] - theirs[2]
+    found = events_of(shard.until(2 * len(moved)) if moved else shard.look())
+    assert sorted(found) == sorted([*moved, *(10 + number for number in moved)])
+    timers = len(shard.timer.pauses)
+    assert shard.look(shard=1) == []
+    assert len(shard.timer.pauses) == timers, "a shard that is there no more winds down"
+
+
+def test_a_topic_that_is_not_read_any_more_is_not_and_keeps_its_place(
+    kafka: KafkaServer, shard_on: Callable[..., Shard]
+) -> None:
+    one, other = make_topic(kafka.servers), make_topic(kafka.servers)
+    for topic in (one, other):
+        produce(kafka.servers, topic, [payment(1)])
+    both = shard_on(one, other)
+    both.until(2)
+    alone = shard_on(one)
+    alone.state.value = both.state.value
+    produce(kafka.servers, other, [payment(2)])
+    produce(kafka.servers, one, [payment(3)])
+    assert events_of(alone.until(1)) == [3]
+    both.state.value = alone.state.value
+    both.dofn.teardown()
+    both.restart()
+    assert events_of(both.until(1)) == [2]
+
+
 def test_a_place_that_is_there_again_when_it_is_looked_up_is_read_on(
     kafka: KafkaServer, shard_on: Callable[..., Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +462,7 @@ def test_a_place_that_is_there_again_when_it_is_looked_up_is_read_on(
     shard.state.value = b'{"schema_version":1,"started":true,"next":{"%s":{"0":5}}}' % topic.encode()
     bounds = Reader.bounds
 
-    def after_others_came(reader: Reader, place: tuple[str, int]) -> tuple[int, int]:
+    def after_others_came(reader: Reader, place: tuple[str, int], seconds: float = 10.0) -> tuple[int, int]:
         if bounds(reader, place)[1] == 2:
             produce(kafka.servers, topic, [payment(n) for n in range(2, 8)])
         return bounds(reader, place)

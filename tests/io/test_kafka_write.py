@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from beam_agents import RunFailure, RunResult
 from beam_agents.errors import ConfigurationError
@@ -29,6 +32,7 @@ from beam_agents.io.kafka_write_markers import end_of
 from beam_agents.io.kafka_write_plain import AtLeastOnce, Plain
 from beam_agents.io.kafka_write_seen import Seen
 from beam_agents.io.kafka_write_shard import KafkaWriteError, Shards
+from runners.kafka import KafkaServer
 from runners.prism import prism_options, prism_path
 from tests.io import kafka_write_child
 from tests.io.kafka_write_child import record, settings
@@ -214,6 +218,43 @@ def test_topics_that_do_not_fit_are_named(servers: str, topic: str):
     shards.close()
 
 
+def test_asking_for_the_topics_does_not_make_them():
+    with KafkaServer({"auto.create.topics.enable": "true"}) as server:
+        shards = Shards(settings(server.servers, "nowhere"))
+        with pytest.raises(ConfigurationError, match="there is no topic 'nowhere'"):
+            shards.write({0: [record(1)]})
+        shards.close()
+        topic = make_topic(server.servers, 3)
+        shards = Shards(settings(server.servers, topic))
+        assert shards.write({0: [record(1)], 1: [record(2)]}) == 2
+        shards.close()
+        known = AdminClient({"bootstrap.servers": server.servers}).list_topics(timeout=10).topics
+        assert "nowhere" not in known
+        assert len(known[f"{topic}.written"].partitions) == 2
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_many_records_go_in_batches_that_the_topic_takes(servers: str, once: bool):
+    topic = make_topic(servers, 1, **{"max.message.bytes": "20000"})
+    records = [record(n, f"{n} " + "x" * 5_000) for n in range(40)]
+    if once:
+        writer: Any = Shards(dataclasses.replace(settings(servers, topic), max_bytes=20_000))
+    else:
+        writer = Plain(AtLeastOnce(Kafka(servers), topic, 20_000))
+    assert writer.write({0: records}) == 40
+    assert numbers(servers, topic) == list(range(40))
+    writer.close()
+
+
+def test_sinks_that_share_the_topic_of_their_marks_do_not_take_each_others_for_their_own(servers: str, topic: str):
+    other = make_topic(servers, 1)
+    for to in (topic, other):
+        shards = Shards(settings(servers, to, markers=f"{topic}.marks"))
+        assert shards.write({0: [record(1)]}) == 1
+        assert numbers(servers, to) == [1]
+        shards.close()
+
+
 def test_a_record_that_the_topic_refuses_ends_the_bundle_with_the_reason(servers: str):
     topic = make_topic(servers, 1, **{"max.message.bytes": "2000"})
     shards = Shards(settings(servers, topic))
@@ -316,6 +357,19 @@ def test_at_least_once_writes_again_with_the_same_ids(servers: str, topic: str):
     assert (len(ids), set(ids.values())) == (10, {2})
 
 
+def test_a_producer_that_takes_nothing_any_more_is_replaced(servers: str, topic: str, monkeypatch: pytest.MonkeyPatch):
+    plain = Plain(AtLeastOnce(Kafka(servers), topic, 1_000_000))
+    broken = mock.Mock()
+    broken.produce.side_effect = KafkaException(KafkaError(KafkaError._FATAL, "sequence lost"))
+    with monkeypatch.context() as patched:
+        patched.setattr("beam_agents.io.kafka_write_plain.Producer", lambda *_, **__: broken)
+        with pytest.raises(KafkaWriteError, match="sequence lost"):
+            plain.write({0: [record(1)]})
+    assert plain.write({0: [record(1)]}) == 1
+    assert numbers(servers, topic) == [1]
+    plain.close()
+
+
 def test_a_record_that_did_not_arrive_ends_the_bundle(servers: str):
     topic = make_topic(servers, 1, **{"max.message.bytes": "2000"})
     plain = Plain(AtLeastOnce(Kafka(servers), topic, 1_000_000))
@@ -357,3 +411,6 @@ def test_values_that_cannot_be_told_apart_and_names_that_are_used_twice_are_refu
     results | "Other topic" >> WriteKafka(Kafka("host:9092"), "other", exactly_once="job")
     with pytest.raises(ConfigurationError, match="two WriteKafka in this pipeline have topic 'out'"):
         results | "Second" >> WriteKafka(Kafka("host:9092"), "out", exactly_once="job")
+    results | "Half" >> WriteKafka(Kafka("host:9092"), "c", exactly_once="a-b")
+    with pytest.raises(ConfigurationError, match="another split of the same"):
+        results | "Other half" >> WriteKafka(Kafka("host:9092"), "b-c", exactly_once="a")
