@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from typing_extensions import is_typeddict
 
 from beam_agents.errors import ConfigurationError
 
@@ -73,7 +74,9 @@ def members(type_: Any) -> tuple[Any, ...]:
 
 
 def field_names(type_: Any) -> list[str] | None:
-    """The fields of a pydantic model or a dataclass; of another type nothing is known."""
+    """The fields of a pydantic model, a dataclass or a `TypedDict`; of another type nothing is known."""
+    if is_typeddict(type_):
+        return list(type_.__annotations__)
     if isinstance(type_, type) and issubclass(type_, BaseModel):
         return list(type_.model_fields)
     if isinstance(type_, type) and dataclasses.is_dataclass(type_):

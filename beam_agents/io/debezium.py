@@ -161,16 +161,20 @@ class Debezium(RecordFormat):
         return self._rows.row(table, image, row)
 
     def _refuse_unclear(self, table: str, image: str, raw: dict[str, Any]) -> None:
-        if name := next((name for name in sorted(self._rows.numbers(table)) if isinstance(raw.get(name), str)), None):
+        if name := next((name for name in sorted(self._rows.numbers(table)) if _holds(raw.get(name), str)), None):
             raise ValueError(
                 f"{image}.{name} is the text {raw[name]!r}, and without schemas digits look like base64: {_SCHEMAS}; "
                 "or decimal.handling.mode=double; or decimal.handling.mode=string and Debezium(..., as_is=True)"
             )
-        if name := next((name for name in sorted(self._rows.times(table)) if isinstance(raw.get(name), int)), None):
+        if name := next((name for name in sorted(self._rows.times(table)) if _holds(raw.get(name), int)), None):
             raise ValueError(
                 f"{image}.{name} is the number {raw[name]!r}, and without schemas it may be days or microseconds: "
                 f"{_SCHEMAS}; or take it as int; or read it with a validator and say Debezium(..., as_is=True)"
             )
+
+
+def _holds(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) or (isinstance(value, list) and any(_holds(one, kind) for one in value))
 
 
 class _Key:

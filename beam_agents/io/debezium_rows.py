@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NotRequired, Required, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, Json, TypeAdapter, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, Json, TypeAdapter, ValidationError
 
 from beam_agents.codec import dump, explain, load
 from beam_agents.errors import ConfigurationError
@@ -165,35 +165,70 @@ class Rows:
                 )
 
 
+def wanted_columns(type_: Any) -> frozenset[str] | None:
+    """The columns that a row takes, by their fields' names and aliases; `None` if it takes any."""
+    models = members(type_)
+    if any(field_names(model) is None for model in models):
+        return None
+    return frozenset(column for model in models for name in field_names(model) or () for column in _names(model, name))
+
+
 def _shape_of(type_: Any) -> _Shape:
     models = members(type_)
     columns = {name: _column(model, name) for model in models for name in field_names(model) or ()}
     texts, numbers, times = set(), set(), set()
     for name, annotation, metadata in (field for model in models for field in _fields(model)):
-        kinds = set(members(annotation))
-        if str in kinds or _reads_json(annotation, metadata):
+        kinds = set(_kinds(annotation))
+        if str in members(annotation) or _reads_json(annotation, metadata):
             texts.add(columns[name])
         if kinds & {int, float, Decimal} and str not in kinds:
             numbers.add(columns[name])
         if kinds & {date, datetime, time, timedelta} and int not in kinds:
             times.add(columns[name])
-    known = all(field_names(model) is not None for model in models)
-    wanted = frozenset(columns) | frozenset(columns.values()) if known else None
-    return _Shape(wanted, columns, frozenset(texts), frozenset(numbers), frozenset(times))
+    return _Shape(wanted_columns(type_), columns, frozenset(texts), frozenset(numbers), frozenset(times))
 
 
 def _column(model: Any, name: str) -> str:
+    return next(iter(_aliases(model, name)), name)
+
+
+def _names(model: Any, name: str) -> Iterator[str]:
+    yield name
+    yield from _aliases(model, name)
+
+
+def _aliases(model: Any, name: str) -> Iterator[str]:
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return name
+        return
     field = model.model_fields[name]
     alias = field.validation_alias or field.alias
-    return alias if isinstance(alias, str) else name
+    for one in alias.choices if isinstance(alias, AliasChoices) else (alias,):
+        first = one.path[0] if isinstance(one, AliasPath) else one
+        if isinstance(first, str):
+            yield first
 
 
 def _fields(model: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(model, type) and issubclass(model, BaseModel):
         for name, field in model.model_fields.items():
             yield name, field.annotation, field.metadata
+    elif field_names(model) is not None:  # a dataclass or a TypedDict
+        for name, hint in get_type_hints(model, include_extras=True).items():
+            while get_origin(hint) in (Required, NotRequired):
+                (hint,) = get_args(hint)
+            metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+            yield name, hint, metadata
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types of a field's values, and of those in its lists."""
+    for member in members(annotation):
+        origin = get_origin(member)
+        if isinstance(origin, type) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+            for part in get_args(member):
+                yield from _kinds(part)
+        else:
+            yield member
 
 
 def _reads_json(annotation: Any, metadata: Any) -> bool:

@@ -73,6 +73,11 @@ DEFAULTS: tuple[FlinkDefault, ...] = (
         "from the ledger; shorter makes that less, but each checkpoint writes some files for each operator",
     ),
     FlinkDefault(
+        "unaligned_checkpoint_enabled",
+        True,
+        "with a backlog a checkpoint otherwise waits until all events are handled that are on their way to their keys",
+    ),
+    FlinkDefault(
         "externalized_checkpoints_enabled",
         True,
         "the newest checkpoint can then be resumed from when the JobManager is lost",
@@ -118,6 +123,7 @@ class FlinkAgentOptions(PipelineOptions):
 
 _SWITCHES = {
     "finish_bundle_before_checkpointing": True,
+    "unaligned_checkpoint_enabled": True,
     "externalized_checkpoints_enabled": True,
     "retain_externalized_checkpoints_on_cancellation": True,
     "operator_chaining": False,

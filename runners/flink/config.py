@@ -94,6 +94,8 @@ def write_configuration(layout: Layout, settings: ClusterSettings, ports: Ports)
         "state.backend.rocksdb.log.level": "WARN_LEVEL",
         # What an operator emits waits that long for more: 100 ms by default, at each of the hops to a key and back.
         "execution.buffer-timeout.interval": "5 ms",
+        # So long the barrier waits in the row; then it overtakes the events that are on their way, and they are stored.
+        "execution.checkpointing.aligned-checkpoint-timeout": "200 ms",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 2_147_483_647,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import pickle
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired
 from uuid import UUID
 
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from pydantic import BaseModel, ConfigDict, Field, Json
+from typing_extensions import TypedDict
 
 from beam_agents import RunFailure
 from beam_agents.errors import ConfigurationError
@@ -427,6 +429,27 @@ def test_without_schemas_what_may_be_read_wrongly_is_refused() -> None:
     found = Decoder(Debezium(Row, as_is=True), "id", None)(record(envelope(after={"id": 1, "amount": "1234"})))
     assert isinstance(found, tuple)
     assert found[1].event.row == Row(id=1, amount=Decimal(1234))
+
+
+@dataclass
+class Bill:
+    id: int
+    amount: Decimal
+
+
+class Invoice(TypedDict):
+    id: int
+    amount: NotRequired[Decimal]
+
+
+class Basket(BaseModel):
+    id: int
+    amount: list[Decimal]
+
+
+@pytest.mark.parametrize(("row", "amount"), [(Bill, "1234"), (Invoice, "1234"), (Basket, ["1234"])])
+def test_without_schemas_rows_of_other_kinds_are_refused_too(row: Any, amount: Any) -> None:
+    assert "decimal.handling.mode=string" in refused(envelope(after={"id": 1, "amount": amount}), row)
 
 
 @pytest.mark.parametrize("as_list", [False, True])

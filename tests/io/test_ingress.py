@@ -223,7 +223,8 @@ def test_a_host_header_that_is_no_host_is_no_failure_of_the_server() -> None:
 
 def test_a_slash_too_many_leads_nowhere() -> None:
     request = httpx.Request("POST", "http://door/events/", content=ORDER, headers=JSON)
-    refusal(door(MemoryStore()), request, 404)
+    refusal(door(MemoryStore()), request, 405)
+    refusal(door(MemoryStore()), httpx.Request("GET", "http://door/events/"), 404)
 
 
 # ---- who may send ----

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import queue
 import sqlite3
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import apache_beam as beam
 import httpx
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from pydantic import BaseModel
 
 from beam_agents import Agent, RunAgent
@@ -20,8 +26,10 @@ from beam_agents.io.ingress.admission import Admission
 from beam_agents.io.ingress.app import Door, Limits
 from beam_agents.io.ingress.body import Accepted, Events
 from beam_agents.io.ingress.folder_store import FolderStore
+from beam_agents.io.ingress.kafka_store import KafkaStore
 from beam_agents.io.ingress.store import StoreDown
 from beam_agents.io.ingress.table_results import TableResults
+from beam_agents.io.kafka_connection import Kafka
 from beam_agents.io.sinks.table import WriteTable
 from beam_agents.messages import AssistantMessage, ModelRequest
 from beam_agents.models import FunctionModel, say
@@ -77,7 +85,7 @@ def test_requests_that_wait_share_the_waiting_for_the_disk(tmp_path: Path, disk:
 
 
 def test_nothing_that_counts_is_lost_when_the_disk_fails_once(tmp_path: Path, disk: Disk) -> None:
-    disk.fails_at = {3, 4}  # the second write, and the making of the next file
+    disk.fails_at = {3, 4, 5, 6}  # the second write, a try, the making of the next file, a try
 
     async def run() -> list[int]:
         store = FolderStore(tmp_path)
@@ -98,6 +106,88 @@ def test_nothing_that_counts_is_lost_when_the_disk_fails_once(tmp_path: Path, di
     assert taken == [0, 3, 4]
     assert [one(number) for number in taken] == [event for event in stored(tmp_path) if event in map(one, taken)]
     assert len([path for path in tmp_path.glob("events-*") if path.stat().st_size]) == 2
+
+
+def test_a_disk_that_can_be_written_again_is_ready_though_nobody_sends(tmp_path: Path, disk: Disk) -> None:
+    disk.fails_at = {2, 3}
+
+    async def run() -> list[bool]:
+        store = FolderStore(tmp_path)
+        await store.open()
+        with pytest.raises(StoreDown):
+            await store.append([one(1)])
+        ready = [await store.ready() for _ in range(3)]
+        await store.close()
+        return ready
+
+    assert asyncio.run(run()) == [False, True, True]
+    assert [path.name for path in tmp_path.iterdir() if "probe" in path.name] == []
+
+
+def test_an_event_that_no_job_could_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beam_agents.io.ingress.folder_store.LONGEST_LINE", 1_000)
+    events = Events(dict[str, Any], key="customer", event_id=None, id_header="Idempotency-Key", max_batch=10)
+    door = Door(events, FolderStore(tmp_path), OPEN, None, Limits())
+    fits, large = (f'{{"customer": "ada", "text": "{"ж" * length}"}}' for length in (400, 500))
+    assert [answer.status_code for answer in ask(door, *(("POST", "/events", body) for body in (fits, large)))] == [
+        202,
+        413,
+    ]
+    assert [event.event for event in stored(tmp_path)] == [fits]
+
+
+class Brokers:
+    """Stands in for a producer of confluent-kafka: says of each record what it is told to."""
+
+    def __init__(self, fatal: bool = False, error: int | None = None) -> None:
+        self._fatal, self._error = fatal, error
+        self._asked: queue.Queue[Callable[[Any, Any], None]] = queue.Queue()
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        return mock.Mock(topics={topic: mock.Mock(error=None)})
+
+    def produce(self, *_: Any, on_delivery: Callable[[Any, Any], None], **__: Any) -> None:
+        self._asked.put(on_delivery)
+
+    def poll(self, seconds: float) -> None:
+        if self._fatal and seconds:
+            time.sleep(0.05)
+            if not self._asked.empty():
+                raise KafkaException(KafkaError(KafkaError._FATAL, "sequence lost"))
+            return
+        with contextlib.suppress(queue.Empty):
+            told = self._asked.get(timeout=min(seconds, 0.02) or None, block=bool(seconds))
+            told(None if self._error is None else KafkaError(self._error), None)
+
+    def purge(self) -> None:
+        self._error = KafkaError._PURGE_QUEUE
+
+    def flush(self, seconds: float) -> int:
+        return 0
+
+
+def test_a_producer_that_can_do_nothing_any_more_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Brokers(fatal=True), Brokers()]
+    monkeypatch.setattr("beam_agents.io.ingress.kafka_store.Producer", lambda *_, **__: made.pop(0))
+
+    async def run() -> None:
+        store = KafkaStore(Kafka("host:9092"), "orders")
+        await store.open()
+        with pytest.raises(StoreDown, match="topic 'orders' at host:9092"):
+            await asyncio.wait_for(store.append([one(1)]), 10)
+        await asyncio.wait_for(store.append([one(1), one(2)]), 10)
+        await store.close()
+
+    asyncio.run(run())
+    assert made == []
+
+
+def test_an_event_that_the_topic_refuses_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers = Brokers(error=KafkaError.MSG_SIZE_TOO_LARGE)
+    monkeypatch.setattr("beam_agents.io.ingress.kafka_store.Producer", lambda *_, **__: brokers)
+    door = Door(EVENTS, KafkaStore(Kafka("host:9092"), "orders"), OPEN, None, Limits())
+    (answer,) = ask(door, ("POST", "/events", "o-1"))
+    assert (answer.status_code, "max.message.bytes" in answer.json()["detail"]) == (413, True)
 
 
 def test_a_door_tells_of_the_disk_and_takes_the_event_again(tmp_path: Path, disk: Disk) -> None:
@@ -156,7 +246,7 @@ OPEN = Admission([], None, open=True)
 
 
 def ask(door: Door, *requests: tuple[str, str, str]) -> list[httpx.Response]:
-    """What the door answers to requests, each a method, a path and an id."""
+    """What the door answers to requests, each a method, a path and an id, or the event itself."""
 
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(door.application())
@@ -165,8 +255,10 @@ def ask(door: Door, *requests: tuple[str, str, str]) -> list[httpx.Response]:
                 await client.request(
                     method,
                     path,
-                    content='{"customer": "ada"}' if method == "POST" else None,
-                    headers={"content-type": "application/json", "idempotency-key": id},
+                    content=(id if id.startswith("{") else '{"customer": "ada"}').encode()
+                    if method == "POST"
+                    else None,
+                    headers={"content-type": "application/json", "idempotency-key": id if id[:1] != "{" else "o-1"},
                 )
                 for method, path, id in requests
             ]
@@ -229,6 +321,36 @@ def test_results_in_tables_are_told(database: str) -> None:
     assert failed.headers["location"] == "/events/o-2"
     assert missing.headers["content-type"] == "application/problem+json"
     assert missing.headers["retry-after"] == "1"
+
+
+def test_an_id_may_have_slashes_and_what_can_be_none_is_not_looked_for(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/results.db"
+    with sqlite3.connect(tmp_path / "results.db") as connection:
+        connection.execute("CREATE TABLE answers (id TEXT, text TEXT)")
+        connection.execute("INSERT INTO answers VALUES ('shop/orders/17', 'fine')")
+    connection.close()
+    door = Door(EVENTS, MemoryStore(), OPEN, TableResults(url, {"answers": "decided"}), Limits())
+    sent, *asked = ask(
+        door,
+        ("POST", "/events", "shop/orders/17"),
+        ("GET", "/events/shop%2Forders%2F17", ""),
+        ("GET", "/events/shop/orders/17", ""),
+        ("GET", "/events/%00", ""),
+        ("GET", "/events/", ""),
+        ("GET", f"/events/{'x' * 300}", ""),
+    )
+    assert sent.headers["location"] == "/events/shop%2Forders%2F17"
+    assert [answer.status_code for answer in asked] == [200, 200, 404, 404, 404]
+
+
+def test_a_decision_is_told_though_the_id_was_used_again(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "results.db") as connection:
+        for table in ("answers", "failures"):
+            connection.execute(f"CREATE TABLE {table} (id TEXT, text TEXT)")
+            connection.execute(f"INSERT INTO {table} VALUES ('o-1', '{table}')")
+    connection.close()
+    (answer,) = ask(told_by(f"sqlite:///{tmp_path}/results.db"), ("GET", "/events/o-1", ""))
+    assert answer.json()["status"] == "decided"
 
 
 def test_failures_may_be_named_by_their_events(database: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from beam_agents.io.postgres.place import ChangesLost, ChangesPosition, Place, S
 from beam_agents.io.postgres.read import FollowDoFn
 from beam_agents.io.postgres.rows import RowDecoder
 from beam_agents.io.postgres.source import Source
+from beam_agents.io.postgres.transactions import Transactions
 from runners.postgres import PostgresServer
 from tests.changes_kit import Database, Reading, replicating_server
 
@@ -512,6 +515,32 @@ def test_places_are_stored_as_they_are_read(follow: Callable[..., Follower]) -> 
     assert ChangesPosition.of(place).to_json() == stored
     with pytest.raises(StoredFormUnknown):
         ChangesPosition.from_json(b'{"schema_version":2,"system":"77","lsn":"0/1"}')
+
+
+def test_a_word_of_the_server_before_a_transaction_that_is_done_in_part_does_not_begin_it_anew() -> None:
+    transactions = Transactions(Place("77", lsn=100, commit=300, done=2))
+    assert transactions.reach(200) is not None
+    assert transactions.place == Place("77", lsn=200, commit=300, done=2)
+    transactions.reach(400)
+    assert transactions.place == Place("77", lsn=400)
+
+
+def test_a_stream_whose_socket_has_a_high_number_is_read(database: Database, follow: Callable[..., Follower]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4_096, before[1]), before[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while taken[-1] < 1_100:
+            taken.append(os.dup(taken[0]))
+        follower = follow()
+        follower.started()
+        database.insert(1)
+        assert told(follower.next(1)) == [("insert", 1)]
+        follower.end()
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize("number", [0, 1, (1 << 32) - 1, 1 << 32, (1 << 64) - 1])

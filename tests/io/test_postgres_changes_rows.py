@@ -17,7 +17,8 @@ from apache_beam import coders
 from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, Json, JsonValue
+from typing_extensions import TypedDict
 
 from beam_agents import Agent, RunAgent
 from beam_agents.errors import ConfigurationError
@@ -369,6 +370,42 @@ def test_an_event_of_a_change_decodes_as_it_was() -> None:
     assert isinstance(failure, RunFailure)
     assert failure.reason == "missing_key"
     assert RowDecoder({"public.other": Reading}, "device")(told) is None
+
+
+class Aliased(BaseModel):
+    id: int
+    text: str = Field(default="", alias="long_text")
+
+
+class Chosen(BaseModel):
+    id: int
+    text: str = Field(default="", validation_alias=AliasChoices("text", "long_text"))
+
+
+class Optional(TypedDict, total=False):
+    id: int
+    long_text: str
+
+
+@pytest.mark.parametrize("row", [Aliased, Chosen, Optional])
+def test_a_long_value_that_was_not_sent_is_missed_under_its_columns_name(row: Any) -> None:
+    relation = Relation(TABLE, ("id", "long_text"), (23, 25), ("id",))
+    failure = RowDecoder({TABLE: row}, lambda change: "x")(TableChange("0/1-0", "update", relation, after={"id": "1"}))
+    assert isinstance(failure, RunFailure)
+    assert "column 'long_text' was not changed" in failure.message
+
+
+class Nested(TypedDict):
+    id: int
+    data: Json[dict[str, int]]
+
+
+def test_a_row_of_which_no_change_can_be_made_is_told() -> None:
+    relation = Relation(TABLE, ("id", "data"), (23, 25), ("id",))
+    told = TableChange("0/1-0", "insert", relation, after={"id": "1", "data": '{"a":1}'})
+    failure = RowDecoder({TABLE: Nested}, lambda change: "x")(told)
+    assert isinstance(failure, RunFailure)
+    assert failure.reason == "invalid_event"
 
 
 @needs_prism

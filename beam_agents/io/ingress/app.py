@@ -17,12 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from beam_agents.io.ingress.admission import Admission
-from beam_agents.io.ingress.body import Accepted, Events, read_body
+from beam_agents.io.ingress.body import Accepted, Events, may_be_id, read_body
 from beam_agents.io.ingress.openapi import document
 from beam_agents.io.ingress.problems import Problem, refused, told, unexpected, unroutable
 from beam_agents.io.ingress.rate import Rate
 from beam_agents.io.ingress.results import Result, Results
-from beam_agents.io.ingress.store import Store, StoreDown
+from beam_agents.io.ingress.store import Store, StoreDown, TooLarge
 
 _RETRY_SECONDS = "1"
 _SECONDS = re.compile(r"(\d{1,6})(ms|s)?")
@@ -99,7 +99,7 @@ class Door:
         made = Starlette(
             routes=[
                 Route("/events", self._counted(self._take), methods=["POST"]),
-                Route("/events/{id}", self._counted(self._tell), methods=["GET"]),
+                Route("/events/{id:path}", self._counted(self._tell), methods=["GET"]),
                 Route("/openapi.json", self._counted(self._describe), methods=["GET"]),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
@@ -138,6 +138,8 @@ class Door:
             with self._seconds.time():
                 async with asyncio.timeout(self._limits.store_seconds):
                     await self._store.append(events)
+        except TooLarge as error:
+            raise Problem(413, str(error)) from error
         except (StoreDown, TimeoutError) as error:
             why = str(error) or "it takes too long"
             detail = f"it could not be stored ({why}); send it again with the same id"
@@ -151,6 +153,8 @@ class Door:
         if self._results is None:
             raise Problem(404, "this server is not told what events come to")
         id, seconds = request.path_params["id"], self._patience(request)
+        if not may_be_id(id):  # before a database is asked, which may refuse to look for it
+            raise Problem(404, "no event has this id")
         try:
             result = await (self._results.within(id, seconds) if seconds else self._results.find(id))
         except Exception as error:

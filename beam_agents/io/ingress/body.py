@@ -204,6 +204,12 @@ def _field(event: Any, field: str) -> Any:
     return event.get(field) if isinstance(event, dict) else getattr(event, field, None)
 
 
+def may_be_id(text: str) -> bool:
+    """Whether an event can have this id."""
+    # The number of an event of a batch stands behind the id that was given.
+    return 1 <= len(text) <= LONGEST_NAME + 20 and text.isprintable() and text == text.strip()
+
+
 def _name(value: Any, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"{what} must be a text or a whole number")  # noqa: TRY004

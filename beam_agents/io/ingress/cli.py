@@ -167,7 +167,7 @@ def _store(chosen: argparse.Namespace) -> Any:
     kafka = _kafka(chosen)
     from beam_agents.io.ingress.kafka_store import KafkaStore
 
-    return KafkaStore(kafka, chosen.topic, seconds=chosen.store_seconds)
+    return KafkaStore(kafka, chosen.topic, seconds=chosen.store_seconds, max_bytes=chosen.max_bytes)
 
 
 def _results(chosen: argparse.Namespace) -> Any:

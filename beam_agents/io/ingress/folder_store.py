@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.io.ingress.body import Accepted
-from beam_agents.io.ingress.store import Store, StoreDown
+from beam_agents.io.ingress.store import Store, StoreDown, TooLarge
+from beam_agents.io.tail import LONGEST_LINE
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,8 +71,11 @@ class FolderStore(Store):
 
     async def append(self, events: Sequence[Accepted]) -> None:
         """Writes lines, and waits for the disk."""
-        lines = "".join(f"{json.dumps(event._asdict(), separators=(',', ':'))}\n" for event in events)
-        waiting = _Waiting(lines.encode(), self._loop.create_future())
+        lines = [_line(event) for event in events]
+        longest = max(map(len, lines), default=0)
+        if longest >= LONGEST_LINE:
+            raise TooLarge(f"an event takes {longest} bytes in the store, which keeps less than {LONGEST_LINE}")
+        waiting = _Waiting(b"".join(lines), self._loop.create_future())
         try:
             self._queue.put_nowait(waiting)
         except queue.Full as error:
@@ -79,7 +83,9 @@ class FolderStore(Store):
         await waiting.stored
 
     async def ready(self) -> bool:
-        """Whether the last write succeeded."""
+        """Whether the last write succeeded; if it did not, whether one would now. Nobody sends while it says no."""
+        if self._failed:
+            self._failed = not await asyncio.to_thread(self._can_be_written)
         return not self._failed
 
     async def close(self) -> None:
@@ -123,6 +129,18 @@ class FolderStore(Store):
         self._failed = False
         return None
 
+    def _can_be_written(self) -> bool:
+        probe = self._folder / ".probe"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+            probe.unlink()
+        except OSError:
+            return False
+        return True
+
     def _begin(self) -> None:
         self._abandon()
         taken = [int(found[1]) for path in self._folder.iterdir() if (found := _NAME.fullmatch(path.name))]
@@ -150,3 +168,8 @@ class FolderStore(Store):
                     one.stored.set_result(None) if why is None else one.stored.set_exception(StoreDown(why))
 
         self._loop.call_soon_threadsafe(settle)
+
+
+def _line(event: Accepted) -> bytes:
+    # Not in ASCII, which would take three times the room for most of the world's letters.
+    return f"{json.dumps(event._asdict(), ensure_ascii=False, separators=(',', ':'))}\n".encode()

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.io.ingress.body import Accepted
-from beam_agents.io.ingress.store import Store, StoreDown
+from beam_agents.io.ingress.store import Store, StoreDown, TooLarge
 from beam_agents.io.kafka_connection import Kafka
+from beam_agents.io.kafka_write_shard import batch_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ ID_HEADER = "idempotency-key"
 """The header of a record that has the event's id."""
 
 _LOOK_SECONDS = 5.0
+_OVERHEAD = 2_000
+"""Bytes that a record has beside its event: key, id, and what Kafka adds."""
 
 
 class KafkaStore(Store):
@@ -32,13 +36,15 @@ class KafkaStore(Store):
         kafka: The brokers.
         topic: The topic, which must be there.
         seconds: How long a record may take.
+        max_bytes: The largest event. Not above the topic's `max.message.bytes`.
     """
 
-    def __init__(self, kafka: Kafka, topic: str, *, seconds: float = 10.0) -> None:
+    def __init__(self, kafka: Kafka, topic: str, *, seconds: float = 10.0, max_bytes: int = 1_000_000) -> None:
         self.place = f"topic {topic!r} at {kafka.servers}"
         self._kafka = kafka
         self._topic = topic
         self._seconds = seconds
+        self._max_bytes = max_bytes
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="beam-agents-store", daemon=True)
         self._producer: Producer | None = None
@@ -63,12 +69,11 @@ class KafkaStore(Store):
             stored = [self._produce(producer, event) for event in events]
         except (BufferError, KafkaException) as error:
             raise StoreDown(f"{self.place}: {error}") from error
-        for result in await asyncio.gather(*stored, return_exceptions=True):
-            if isinstance(result, KafkaException) and result.args[0].fatal() and producer is self._producer:
-                _LOG.error("%s: %s; connecting anew", self.place, result)
-                self._producer = self._connect()
-            if isinstance(result, BaseException):
-                raise StoreDown(f"{self.place}: {result}") from result
+        failed = [one for one in await asyncio.gather(*stored, return_exceptions=True) if one is not None]
+        if failed and all(_is_too_large(one) for one in failed):
+            raise TooLarge(f"{self.place} does not take so large an event: see its max.message.bytes")
+        if failed:
+            raise StoreDown(f"{self.place}: {failed[0]}") from failed[0]
 
     async def ready(self) -> bool:
         """Whether the brokers answer."""
@@ -97,6 +102,8 @@ class KafkaStore(Store):
             "acks": "all",
             "enable.idempotence": True,
             "delivery.timeout.ms": int(self._seconds * 1000),
+            "message.max.bytes": max(self._max_bytes + _OVERHEAD, 1_000_000),
+            "batch.size": batch_size(self._kafka, self._max_bytes),
         }
         return Producer(options, logger=_LOG)
 
@@ -118,5 +125,17 @@ class KafkaStore(Store):
 
     def _poll(self) -> None:
         while not self._ended.is_set():
-            assert self._producer is not None
-            self._producer.poll(0.2)
+            producer = self._producer
+            assert producer is not None
+            try:
+                producer.poll(0.2)
+            except KafkaException as error:  # it can do nothing any more
+                _LOG.error("%s: %s; connecting anew", self.place, error)
+                self._producer = self._connect()
+                producer.purge()
+                with suppress(KafkaException):
+                    producer.poll(0)  # tells those that wait
+
+
+def _is_too_large(error: BaseException) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE

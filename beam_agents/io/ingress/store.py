@@ -12,6 +12,10 @@ class StoreDown(Exception):
     """Events may not have been stored: the client sends them again, with the same ids."""
 
 
+class TooLarge(Exception):
+    """An event is larger than what the store can keep, so that it is no use to send it again."""
+
+
 class Store(ABC):
     """Keeps events."""
 
@@ -32,6 +36,7 @@ class Store(ABC):
 
         Raises:
             StoreDown: They may not be.
+            TooLarge: One is too large to be kept.
         """
 
     @abstractmethod

@@ -96,7 +96,7 @@ class TableResults(Results):
                     names |= {f"{id} {reason.value}": id for id in part for reason in FailureReason}
                 for row in self._select(table, list(names)):
                     value = json.loads(to_json(row, bytes_mode="base64", inf_nan_mode="strings"))
-                    found[names[str(row[self._id])]] = Result(status, value)
+                    found.setdefault(names[str(row[self._id])], Result(status, value))
         return found
 
     def _select(self, table: str, ids: list[str]) -> list[dict[str, Any]]:

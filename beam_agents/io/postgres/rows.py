@@ -13,6 +13,7 @@ from beam_agents.codec import dump, explain, named
 from beam_agents.errors import ConfigurationError
 from beam_agents.events import FailureReason, Identified, RunFailure
 from beam_agents.io.changes import Change, change_type
+from beam_agents.io.debezium_rows import wanted_columns
 from beam_agents.io.kafka_record import Part, part_of, text_of
 from beam_agents.io.postgres.pgoutput import Row
 from beam_agents.io.postgres.transactions import TableChange
@@ -93,16 +94,16 @@ class RowDecoder:
             before, after = self._before(told), self._after(told)
         except _BadRow as error:
             return self._bad(told, FailureReason.INVALID_EVENT, str(error))
-        change = Change[self._tables[table]](  # type: ignore[name-defined]
-            operation=told.operation,
-            table=table,
-            before=before,
-            after=after,
-            position=told.position,
-            transaction=told.transaction,
-            committed=told.committed,
-        )
         try:
+            change = Change[self._tables[table]](  # type: ignore[name-defined]
+                operation=told.operation,
+                table=table,
+                before=before,
+                after=after,
+                position=told.position,
+                transaction=told.transaction,
+                committed=told.committed,
+            )
             dump(type(change), change)  # what cannot be sent on would stop the job
         except ValueError as error:
             return self._bad(told, FailureReason.INVALID_EVENT, str(error))
@@ -121,7 +122,7 @@ class RowDecoder:
         if told.after is None:
             return None
         absent = [name for name in told.relation.columns if name not in told.after]
-        wanted = {name for member in members(self._tables[told.relation.name]) for name in field_names(member) or ()}
+        wanted = wanted_columns(self._tables[told.relation.name]) or frozenset()
         for name in absent:
             if name in wanted:
                 raise _BadRow(

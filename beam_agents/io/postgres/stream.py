@@ -64,6 +64,8 @@ class Stream:
         if result.status != ExecStatus.COPY_BOTH:
             raise psycopg.errors.error_from_result(result)
         self._heard = time.monotonic()
+        readable = select.poll()  # `select.select` takes no socket above number 1023
+        readable.register(self._pgconn.socket, select.POLLIN)
         while True:
             size, data = self._pgconn.get_copy_data(1)
             if size < 0:
@@ -85,7 +87,7 @@ class Stream:
                 self._idle = 0
             yield None
             self.breathe()
-            select.select([self._pgconn.socket], [], [], _POLL_SECONDS)
+            readable.poll(1000 * _POLL_SECONDS)
             self._pgconn.consume_input()
 
     def wait(self, full: Callable[[float], bool]) -> None:

@@ -59,6 +59,8 @@ class Transactions:
         """The server has told all up to here; the new place, if it is one."""
         if not self.between or lsn <= self.place.lsn:
             return None
+        if lsn <= self.place.commit:  # that transaction comes again, and what was done of it is left out
+            return self._move(self.place._replace(lsn=lsn))
         return self._move(self.place._replace(lsn=lsn, commit=0, done=0))
 
     def follow(self, data: bytes) -> Iterator[Item]:
