@@ -33,6 +33,8 @@ LONGEST_BUNDLE = 200
 
 _LOGGER = logging.getLogger(__name__)
 _LIKE_A_TYPO = 0.85
+_LIKE_OURS = "force_unaligned_checkpoint_enabled"
+"""An option of Flink's that looks as if one of ours were mistyped."""
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -235,7 +237,7 @@ def _check_spelling(options: PipelineOptions) -> None:
     ours = [*(default.option for default in DEFAULTS), "allow_non_restored_state"]
     known = PipelineOptions([]).get_all_options()
     for name in options.get_all_options(retain_unknown_options=True):
-        alike = [] if name in known else difflib.get_close_matches(name, ours, 1, _LIKE_A_TYPO)
+        alike = [] if name in known or name == _LIKE_OURS else difflib.get_close_matches(name, ours, 1, _LIKE_A_TYPO)
         if alike:
             _warn(f"--{name} is no option of Flink's runner and changes nothing; --{alike[0]} is one")
 

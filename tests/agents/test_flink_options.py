@@ -26,6 +26,7 @@ JAVA_OPTIONS = [
         ("max_bundle_time_mills", OPTION.INTEGER, ""),
         ("checkpointing_interval", OPTION.INTEGER, "-1"),
         ("finish_bundle_before_checkpointing", OPTION.BOOLEAN, "false"),
+        ("unaligned_checkpoint_enabled", OPTION.BOOLEAN, "false"),
         ("externalized_checkpoints_enabled", OPTION.BOOLEAN, "false"),
         ("retain_externalized_checkpoints_on_cancellation", OPTION.BOOLEAN, "false"),
         ("operator_chaining", OPTION.BOOLEAN, "true"),
@@ -171,7 +172,13 @@ def test_a_mistyped_option_is_named(typed: str, meant: str) -> None:
 
 
 def test_other_options_of_flink_are_not_taken_for_typing_errors() -> None:
-    names = ["checkpointing_mode", "unaligned_checkpoint_enabled", "max_bundle_size", "savepoint_path", "object_reuse"]
+    names = [
+        "checkpointing_mode",
+        "force_unaligned_checkpoint_enabled",
+        "max_bundle_size",
+        "savepoint_path",
+        "object_reuse",
+    ]
 
     with_agent([*FLINK, *(f"--{name}=1" for name in names)])
 
