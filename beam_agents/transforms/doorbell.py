@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import GenericAlias
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import BytesCoder
@@ -57,8 +57,7 @@ class Doorbell(beam.PTransform[Any, Any]):
             another ticker of the same process asks already. Called in every worker process that has a ticker, on the
             bundle's thread, so it must not wait. Must be picklable: a function of an importable module.
         key_type: The type of the keys, the same as in the PCollection that the output is flattened with.
-        busy: Whether the process has work whose end will ring. While it has, and after a `drain` that returned keys,
-            the pace is `busy_interval`. By default only the latter counts.
+        busy: Whether the process has work whose end will ring. By default it never has.
         restored: Takes the time (seconds since 1970) at which a ticker was last alive before this instance of its DoFn:
             the age of the state that a restored job goes on from, `ALIVE_SECONDS` more at most. Returns whether it
             took notice; if not, it is called again at the next tick. Like `drain`, it must not wait.
@@ -66,7 +65,9 @@ class Doorbell(beam.PTransform[Any, Any]):
             nothing else may come to the new process for long: what `drain` tells must not wait for it.
         tickers: How many keys tick. They are spread over the workers like any keys, so there have to be several times
             as many as worker processes for each to have one. Only one of a process keeps the pace.
-        busy_interval: Seconds between two calls of `drain` while there is something to do.
+        busy_interval: Seconds between two calls of `drain` after one that returned keys.
+        quiet_interval: The most seconds between two calls while the process is busy and returns none: the interval
+            grows by a quarter up to it. Each call takes the runner some milliseconds of a processor.
         idle_interval: The most seconds between two calls; while there is nothing to do, the interval doubles up to it.
         standby_interval: Seconds between two calls by a ticker whose `drain` returned `None`.
 
@@ -85,16 +86,19 @@ class Doorbell(beam.PTransform[Any, Any]):
         tickers: int = 16,
         busy_interval: float = 0.05,
         idle_interval: float = 0.5,
-        standby_interval: float = 2.0,
+        quiet_interval: float = 0.15,
+        standby_interval: float = 8.0,
     ) -> None:
         super().__init__()
         if tickers < 1:
             raise ConfigurationError(f"tickers={tickers!r}: a doorbell needs at least one")
-        if not 0 < busy_interval <= idle_interval:
+        if not 0 < busy_interval <= quiet_interval <= idle_interval:
             raise ConfigurationError(
-                f"busy_interval={busy_interval!r} must be above 0 and not above idle_interval={idle_interval!r}"
+                f"busy_interval={busy_interval!r} must be above 0 and not above quiet_interval={quiet_interval!r}, and "
+                f"that not above idle_interval={idle_interval!r}"
             )
-        self._ticker = TickerDoFn(drain, busy, busy_interval, idle_interval, standby_interval, restored, join)
+        paces = Paces(busy_interval, quiet_interval, idle_interval, standby_interval)
+        self._ticker = TickerDoFn(drain, busy, paces, restored, join)
         self._tickers = tickers
         self._key_type = key_type
 
@@ -104,6 +108,15 @@ class Doorbell(beam.PTransform[Any, Any]):
             | "Wind" >> Winder(self._tickers, holds=False)
             | "Tick" >> beam.ParDo(self._ticker).with_output_types(GenericAlias(tuple, (self._key_type, bytes)))
         )
+
+
+class Paces(NamedTuple):
+    """Seconds between two calls of `drain`, as `Doorbell` says."""
+
+    busy: float
+    quiet: float
+    idle: float
+    standby: float
 
 
 class TickerDoFn(beam.DoFn):
@@ -116,9 +129,7 @@ class TickerDoFn(beam.DoFn):
         self,
         drain: Drain,
         busy: Callable[[], bool] | None,
-        busy_interval: float,
-        idle_interval: float,
-        standby_interval: float,
+        paces: Paces,
         restored: Restored | None = None,
         join: Join | None = None,
     ) -> None:
@@ -126,10 +137,8 @@ class TickerDoFn(beam.DoFn):
         self._drain = drain
         self._busy = busy
         self._restored = restored
-        self._busy_interval = busy_interval
-        self._idle_interval = idle_interval
-        self._standby_interval = standby_interval
-        self._interval = busy_interval
+        self._paces = paces
+        self._interval = paces.busy
         self._alive: dict[int, float] = {}
 
     def setup(self) -> None:
@@ -140,7 +149,7 @@ class TickerDoFn(beam.DoFn):
             self._leave()
 
     def process(self, element: tuple[int, bytes], tick: Any = beam.DoFn.TimerParam(_TICK)) -> None:
-        tick.set(time.time() + self._busy_interval)
+        tick.set(time.time() + self._paces.busy)
 
     @on_timer(_TICK)
     def ring(
@@ -153,16 +162,18 @@ class TickerDoFn(beam.DoFn):
             self._show_life(ticker, alive, self._restored)
         keys = self._drain(ticker)
         if keys is None:
-            tick.set(time.time() + self._standby_interval)
+            tick.set(time.time() + self._paces.standby)
             return
         rang = False
         for key in keys:
             rang = True
             yield TimestampedValue((key, LOOK), MIN_TIMESTAMP)
-        if rang or (self._busy is not None and self._busy()):
-            self._interval = self._busy_interval
+        if rang:
+            self._interval = self._paces.busy
+        elif self._busy is not None and self._busy():
+            self._interval = min(1.25 * self._interval, self._paces.quiet)
         else:
-            self._interval = min(2 * self._interval, self._idle_interval)
+            self._interval = min(2 * self._interval, self._paces.idle)
         tick.set(time.time() + self._interval)
 
     def _show_life(self, ticker: int, alive: Any, restored: Restored) -> None:

@@ -21,7 +21,7 @@ from apache_beam.utils.windowed_value import PaneInfoTiming
 
 from beam_agents.errors import ConfigurationError
 from beam_agents.transforms import doorbell
-from beam_agents.transforms.doorbell import LOOK, Doorbell, TickerDoFn
+from beam_agents.transforms.doorbell import LOOK, Doorbell, Paces, TickerDoFn
 from beam_agents.transforms.windows import RestoreWindows, encode_window, window_coder
 from runners.prism import prism_options, prism_path
 from tests.streaming_job import Sink, running
@@ -192,6 +192,9 @@ class Tick:
         self.waits.append(round(due - 1000, 3))
 
 
+PACES = Paces(busy=0.05, quiet=0.15, idle=0.5, standby=2)
+
+
 @pytest.fixture
 def tick(monkeypatch):
     monkeypatch.setattr(doorbell, "time", SimpleNamespace(time=lambda: 1000))
@@ -200,7 +203,7 @@ def tick(monkeypatch):
 
 def test_the_pace_slows_down_while_there_is_nothing_to_do_and_is_back_at_the_first_key(tick):
     keys: list[str] = []
-    ticker = TickerDoFn(lambda _: keys, None, 0.05, 0.5, 2)
+    ticker = TickerDoFn(lambda _: keys, None, PACES)
     ticker.process((0, LOOK), tick)
     for _ in range(5):
         assert list(ticker.ring(0, tick)) == []
@@ -209,14 +212,22 @@ def test_the_pace_slows_down_while_there_is_nothing_to_do_and_is_back_at_the_fir
     assert tick.waits == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.05]
 
 
-def test_the_pace_stays_up_while_the_process_has_work(tick):
-    busy = True
-    ticker = TickerDoFn(lambda _: [], lambda: busy, 0.05, 0.5, 2)
-    for _ in range(3):
+def test_the_pace_slows_down_a_little_while_nothing_ends_and_is_back_at_the_first_key(tick):
+    busy, keys = True, []
+    ticker = TickerDoFn(lambda _: keys, lambda: busy, PACES)
+    for _ in range(6):
         list(ticker.ring(0, tick))
-    busy = False
+    assert tick.waits == [pytest.approx(0.05 * 1.25**n) for n in range(1, 5)] + [0.15, 0.15]
+    keys = ["card"]
     list(ticker.ring(0, tick))
-    assert tick.waits == [0.05, 0.05, 0.05, 0.1]
+    assert tick.waits[-1] == 0.05
+    busy, keys = False, []
+    for _ in range(5):
+        list(ticker.ring(0, tick))
+    assert tick.waits[-1] == 0.5
+    busy = True
+    list(ticker.ring(0, tick))
+    assert tick.waits[-1] == 0.15
 
 
 def test_one_ticker_of_a_process_keeps_the_pace_and_the_others_stand_by(tick):
@@ -226,7 +237,7 @@ def test_one_ticker_of_a_process_keeps_the_pace_and_the_others_stand_by(tick):
         asked.append(ticker)
         return ["card"] if ticker == 3 else None
 
-    ticker = TickerDoFn(drain, lambda: True, 0.05, 0.5, 2)
+    ticker = TickerDoFn(drain, lambda: True, PACES)
     assert [[bell.value for bell in ticker.ring(number, tick)] for number in (3, 4, 3)] == [
         [("card", LOOK)],
         [],
@@ -243,7 +254,7 @@ def test_a_process_that_gets_a_ticker_joins_and_leaves_with_it():
         said.append("joined")
         return lambda: said.append("left")
 
-    ticker = TickerDoFn(lambda _: [], None, 0.05, 0.5, 2, join=join)
+    ticker = TickerDoFn(lambda _: [], None, PACES, join=join)
     ticker.setup()
     assert said == ["joined"]
     ticker.teardown()
@@ -255,7 +266,7 @@ def test_a_process_that_gets_a_ticker_joins_and_leaves_with_it():
     [
         ({"tickers": 0}, "tickers=0"),
         ({"busy_interval": 0}, "busy_interval=0"),
-        ({"busy_interval": 2, "idle_interval": 1}, "idle_interval=1"),
+        ({"busy_interval": 2, "quiet_interval": 1}, "quiet_interval=1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, named):

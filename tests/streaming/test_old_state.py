@@ -21,7 +21,7 @@ from beam_agents.errors import LedgerChanged
 from beam_agents.ledger import SqliteLedger
 from beam_agents.ledger.commands import Answer, Command, Prune
 from beam_agents.transforms import doorbell
-from beam_agents.transforms.doorbell import ALIVE_SECONDS, LOOK, Alive, TickerDoFn
+from beam_agents.transforms.doorbell import ALIVE_SECONDS, LOOK, Alive, Paces, TickerDoFn
 from beam_agents.transforms.run_agent import _Drain, _Restored, _transforms
 from beam_agents.transforms.streaming import StreamingDoFn
 from beam_agents.transforms.use import AgentUse
@@ -31,6 +31,7 @@ from tests.transforms.gated_agents import CALLS, GATE, booking
 from tests.transforms.key_state import Cell, KeyState
 from tests.transforms.test_streaming_state import look_until_emitted, ticket
 
+PACES = Paces(busy=0.05, quiet=0.15, idle=0.5, standby=2)
 FAR = timedelta(days=1).total_seconds()
 
 
@@ -82,7 +83,7 @@ def test_a_ticker_tells_once_when_it_was_last_alive_and_notes_it_once_a_minute(m
         return True
 
     def ticker() -> TickerDoFn:
-        return TickerDoFn(lambda _: [], None, 0.05, 0.5, 2, restored)
+        return TickerDoFn(lambda _: [], None, PACES, restored)
 
     first, cell = ticker(), Cell()
     noted = []
@@ -111,7 +112,7 @@ def test_a_ticker_tells_again_until_somebody_takes_notice(monkeypatch: pytest.Mo
 
     cell = Cell()
     cell.write(Alive(at=500.0).to_json())
-    ticker = TickerDoFn(lambda _: ["card"], None, 0.05, 0.5, 2, restored)
+    ticker = TickerDoFn(lambda _: ["card"], None, PACES, restored)
     assert [bell.value for bell in rung(ticker, cell)] == [("card", LOOK)]
     rung(ticker, cell)
     assert Alive.from_json(cell.read() or b"").at == 500.0
@@ -141,7 +142,7 @@ def job(tmp_path: Path) -> Iterator[Callable[..., Any]]:
         driver = StreamingDoFn(use, waits=False)
         driver.setup()
         drivers.append(driver)
-        return driver, TickerDoFn(_Drain(use), None, 0.05, 0.5, 2, _Restored(use, take_old=take_old))
+        return driver, TickerDoFn(_Drain(use), None, PACES, _Restored(use, take_old=take_old))
 
     yield make
     for driver in drivers:
