@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ class Secret(ABC):
             ConfigurationError: It is not there, or it is empty.
         """
 
+    @property
+    def may_come(self) -> bool:
+        """Whether a value that cannot be had now may be had later in this process."""
+        return True
+
     def prefixed(self, prefix: str) -> Secret:
         """This secret with a text before it: `EnvSecret("TOKEN").prefixed("Bearer ")`."""
         return _Prefixed(prefix, self)
@@ -50,6 +55,11 @@ class EnvSecret(Secret):
 
     def __post_init__(self) -> None:
         _check_place("EnvSecret", "the name of an environment variable", self.variable, forbidden="=")
+
+    @property
+    def may_come(self) -> bool:
+        """No: nobody sets it later."""
+        return False
 
     @property
     def name(self) -> str:
@@ -144,6 +154,10 @@ class _Prefixed(Secret):
     secret: Secret
 
     @property
+    def may_come(self) -> bool:
+        return self.secret.may_come
+
+    @property
     def name(self) -> str:
         return self.secret.name
 
@@ -172,6 +186,30 @@ def conceal(text: str, secrets: Iterable[str]) -> str:
         if len(form) >= _SHORTEST:
             text = text.replace(form, "***")
     return text
+
+
+def is_header_value(text: str) -> bool:
+    """Whether an HTTP header can have this value; a secret from a file often ends with a line break."""
+    return all(sign == "\t" or " " <= sign != "\x7f" for sign in text)
+
+
+def conceal_in(value: Any, secrets: Sequence[str]) -> Any:
+    """JSON data with each text in it, names too, as `conceal` shows it; numbers stay."""
+    if isinstance(value, str):
+        return conceal(value, secrets)
+    if isinstance(value, dict):
+        return {conceal(name, secrets): conceal_in(item, secrets) for name, item in value.items()}
+    return [conceal_in(item, secrets) for item in value] if isinstance(value, list) else value
+
+
+def conceal_json(text: str, secrets: Sequence[str]) -> str:
+    """`conceal` for a text that may be JSON, in which a secret can be written in many ways and digits are no secret."""
+    try:
+        value = json.loads(text)
+        concealed = conceal_in(value, secrets)
+    except (ValueError, RecursionError):
+        return conceal(text, secrets)
+    return text if concealed == value else json.dumps(concealed, ensure_ascii=False)
 
 
 def _check_place(kind: str, what: str, place: str, forbidden: str = "") -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from beam_agents.codec import adapter, canonical_json, to_json_value
 from beam_agents.engine.threads import in_thread
 from beam_agents.errors import BeamAgentsError, ConfigurationError, ModelRetry, NotCalled, ToolFailed
-from beam_agents.secrets import Secret, conceal, reveal
+from beam_agents.secrets import Secret, conceal_json, is_header_value, reveal
 from beam_agents.toolkit.declared import KEY, Context, Lost, Reconcile
 from beam_agents.toolkit.http_client import Answer, HttpClient
 from beam_agents.toolkit.url_template import UrlTemplate
@@ -139,7 +139,7 @@ class HttpRequest:
         except ConfigurationError as error:
             raise NotCalled(str(error)) from error
         for name in self._secret:
-            if not _is_value(headers[name]):
+            if not is_header_value(headers[name]):
                 raise NotCalled(f"{self._named(name)} has characters that a header cannot have, such as a line break")
         return headers
 
@@ -155,7 +155,7 @@ class HttpRequest:
             return None
         if answer.cut:
             return Lost(f"an answer of more than {len(answer.body)} bytes, see max_bytes")
-        text = conceal(answer.text, hidden)
+        text = conceal_json(answer.text, hidden)
         if self._returns is str:
             return text
         if not text.strip():
@@ -186,11 +186,11 @@ class HttpRequest:
             return ToolFailed(message)
         if status in _AGAIN_LATER or status >= 500 or (300 <= status < 400 and status not in (307, 308)):
             return HttpError(message)
+        if status in _WRONG_ARGUMENTS + _NOT_THERE and self._effect == "idempotent" and ctx.attempt > 1:
+            return HttpError(f"{message}; an earlier attempt may have had its effect")
         if status in _WRONG_ARGUMENTS:
             return ModelRetry(message)
         if status in _NOT_THERE:
-            if self._effect == "idempotent" and ctx.attempt > 1:
-                return HttpError(f"{message}; an earlier attempt may have had its effect")
             return ToolFailed(message)
         if 300 <= status < 400:
             return NotCalled(f"{answer.title}: {self._method} is not redirected; declare the URL that it leads to")
@@ -201,7 +201,7 @@ class HttpRequest:
         return f"{value.name} (header {header!r})" if isinstance(value, Secret) else f"header {header!r}"
 
     def _clean(self, text: str, hidden: list[str]) -> str:
-        text = conceal(text, hidden)
+        text = conceal_json(text, hidden)
         try:
             return self._redact(text) if self._redact is not None else text
         except Exception as error:
@@ -222,16 +222,12 @@ def check_headers(kind: str, headers: Mapping[str, str | Secret]) -> dict[str, s
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER.fullmatch(name) or name.lower() in _SET_BY_US:
             raise ConfigurationError(f"{kind}: header {name!r} cannot be given, or is set by the tool itself")
-        if not isinstance(value, Secret) and not (isinstance(value, str) and _is_value(value)):
+        if not isinstance(value, Secret) and not (isinstance(value, str) and is_header_value(value)):
             raise ConfigurationError(f"{kind}: header {name!r} must be a text of one line, or a Secret")
         if isinstance(value, str) and name.lower() in ("authorization", "cookie", "proxy-authorization"):
             # It would be in every pickle of the pipeline.
             raise ConfigurationError(f"{kind}: header {name!r} is a secret: give EnvSecret('NAME') or another Secret")
     return dict(headers)
-
-
-def _is_value(text: str) -> bool:
-    return all(sign == "\t" or " " <= sign != "\x7f" for sign in text)
 
 
 def _reveal_all(headers: Mapping[str, str | Secret]) -> dict[str, str]:

@@ -144,7 +144,7 @@ def request(
         seconds = timeout.total_seconds()
         event = Event(topic, key, _parameters(kind, declared, key, body), body)
         kept = Kept(partial(open_line, kafka, seconds, replies, span.total_seconds()))
-        call = Request(kept, kafka.servers, event, seconds, declared.returns, replies)
+        call = Request(kept, kafka.servers, event, seconds, declared.returns, replies, redact)
         return Tool(
             declared.calling(call.call),
             effect="idempotent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +104,14 @@ class Request:
     """Carries `request` out. It can be pickled."""
 
     def __init__(
-        self, kept: Kept[Line], servers: str, event: Event, seconds: float, returns: Any, replies: str
+        self,
+        kept: Kept[Line],
+        servers: str,
+        event: Event,
+        seconds: float,
+        returns: Any,
+        replies: str,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self._kept = kept
         self._servers = servers
@@ -112,6 +119,7 @@ class Request:
         self._seconds = seconds
         self._returns = returns
         self._replies = replies
+        self._redact = redact
 
     async def call(self, ctx: Context, values: dict[str, Any]) -> Any:
         """Writes the event, unless its answer is there already, and waits for the answer.
@@ -157,7 +165,7 @@ class Request:
         except ValueError:
             value = text
         if answer.kind == "failure":
-            raise ToolFailed(f"the job that reads topic {self._event.topic!r} failed: {_reason(value, text)}")
+            raise ToolFailed(f"the job that reads topic {self._event.topic!r} failed: {self._reason(value, text)}")
         if self._returns in (None, type(None)):
             return None
         read_as = [value, text]  # the text for an agent's answer that is a text and was written as it is
@@ -171,10 +179,14 @@ class Request:
                 continue
         return value  # the engine says what is wrong
 
-
-def _reason(value: Any, text: str) -> str:
-    """What a failure says: its reason and message if it is a `RunFailure`."""
-    if isinstance(value, dict) and "reason" in value and "message" in value:
-        text = f"{value['reason']}: {value['message']}"
-    line = re.sub(r"\s+", " ", text).strip()
-    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}..."
+    def _reason(self, value: Any, text: str) -> str:
+        """What a failure says: its reason and message if it is a `RunFailure`."""
+        if isinstance(value, dict) and "reason" in value and "message" in value:
+            text = f"{value['reason']}: {value['message']}"
+        if self._redact is not None:  # before it is cut: a part of what is to be hidden is not recognised
+            try:
+                text = self._redact(text)
+            except Exception as error:
+                text = f"(its redact function raised {type(error).__name__})"
+        line = re.sub(r"\s+", " ", str(text)).strip()
+        return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}..."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from beam_agents.codec import canonical_json, digest, named
 from beam_agents.engine.threads import in_thread
 from beam_agents.errors import BeamAgentsError, ConfigurationError, ModelRetry, NotCalled, ToolFailed
-from beam_agents.secrets import Secret, conceal, reveal
+from beam_agents.secrets import Secret, conceal, conceal_in, reveal
 from beam_agents.toolkit.declared import Context, Lost
 from beam_agents.toolkit.http_request import check_headers
 from beam_agents.toolkit.kept import Kept
@@ -28,6 +27,7 @@ META_KEY = "beam-agents/idempotency-key"
 
 _INVALID_PARAMS = -32602
 _METHOD_NOT_FOUND = -32601
+_INTERNAL = -32603
 _SESSION_LOST = (-32000, -32600)  # the connection was closed; an HTTP server does not know the session any more
 _PAGES = 100
 
@@ -99,6 +99,7 @@ class McpServer:
         self._env, self._headers = dict(env), check_headers(kind, headers)
         self._seconds = seconds
         self._pinned: dict[str, str] = {}
+        self.remote = bool(self._url)
         self.kept: Kept[Session] = Kept(self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -213,11 +214,10 @@ class McpCall:
             if not connected:
                 raise NotCalled(f"the MCP server cannot be reached: {why}") from None
             raise McpError(f"the MCP server did not answer: {why}") from None
-        value = _value(result)
-        written = conceal(canonical_json(value), session.hidden)
-        value = json.loads(written)
+        value = conceal_in(_value(result), session.hidden)
+        written = canonical_json(value)
         if result.is_error:
-            text = value if isinstance(value, str) else written
+            text = (value if isinstance(value, str) else written)[: self._max_bytes]
             if self._told:
                 raise ToolFailed(text)
             raise McpError(f"it says: {text}")
@@ -237,7 +237,8 @@ class McpCall:
                 raise ModelRetry(f"the server refuses the arguments: {why}") from None
             if error.code == _METHOD_NOT_FOUND:
                 raise NotCalled(f"the server cannot be asked for this: {why}") from None
-            if error.code in _SESSION_LOST:
+            # A server tells so of a token that was changed, which is looked up again for the next session.
+            if error.code in _SESSION_LOST or (error.code == _INTERNAL and self._server.remote):
                 self._server.kept.drop(session)
             raise McpError(f"the server answered with error {error.code}: {why}") from None
         except Exception:

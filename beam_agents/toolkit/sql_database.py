@@ -108,6 +108,8 @@ class Sqlite(Database):
                 done = True
                 connection.execute("commit")
                 return Rows(columns, rows, changed)
+            except (OverflowError, UnicodeEncodeError) as error:
+                raise ModelRetry(f"an argument does not fit: {error}") from None
             except sqlite3.Error as error:
                 if done and query.writes and error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                     raise SqlError(f"the commit failed: {error}") from error
@@ -145,10 +147,12 @@ class Postgres(Database):
     def run(self, query: Query) -> Rows:
         import psycopg
 
-        url = self._revealed()
+        until = time.monotonic() + query.seconds + _LATE_SECONDS
+        url, committing = self._revealed(), False
         connection = self._begun(query, url)
-        committing, until = False, time.monotonic() + query.seconds + _LATE_SECONDS
         try:
+            if time.monotonic() > until:  # the call may have been given up
+                raise too_slow(query)
             with connection.patiently(query.seconds + _LATE_SECONDS):
                 cursor = connection.execute(query.text.encode(), query.values)
                 columns = tuple(column.name for column in cursor.description or ())
@@ -226,10 +230,17 @@ class Postgres(Database):
         connection.close()
 
     def _revealed(self) -> str:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
         try:
-            return reveal(self._url)
+            url = reveal(self._url)
+            conninfo_to_dict(url)
         except ConfigurationError as error:
             raise NotCalled(str(error)) from error
+        except ProgrammingError:  # which quotes what it cannot read
+            raise NotCalled("the database's URL cannot be read; write signs such as % in its password as %25") from None
+        return url
 
     def _hidden(self, url: str) -> list[str]:
         from psycopg.conninfo import conninfo_to_dict

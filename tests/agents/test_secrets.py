@@ -17,7 +17,7 @@ from driving import BATCH, STREAM, TAGS, collect, collected, options_of, pairs
 from echo_server import echoing
 
 from beam_agents import Agent, ConfigurationError, RunAgent, RunFailed
-from beam_agents.secrets import CallSecret, EnvSecret, FileSecret, Secret, conceal, reveal
+from beam_agents.secrets import CallSecret, EnvSecret, FileSecret, Secret, conceal, conceal_json, reveal
 from beam_agents.testing import ScriptedModel, calls
 from beam_agents.toolkit import http_tool
 
@@ -151,3 +151,13 @@ def test_the_value_is_in_no_pickle_record_output_or_log(
     assert b"***" in stored
     assert VALUE.encode() not in stored
     assert VALUE not in f"{outputs!r} {caught.value} {caught.value.failure!r} {agent!r} {caplog.text}"
+
+
+def test_json_is_concealed_as_it_is_read_and_not_as_it_is_written() -> None:
+    secret = "abcd/efgh+ijkl=="
+    for written in (r'"abcd\/efgh+ijkl=="', r'"abcd/efgh\u002Bijkl=="'):
+        assert conceal_json(f'{{"seen": [{written}]}}', [secret]) == '{"seen": ["***"]}'
+    assert conceal_json('{"id": 123456, "at": 1.10}', ["1234"]) == '{"id": 123456, "at": 1.10}', "digits are no secret"
+    assert conceal_json('{"abcdef": 1}', ["abcdef"]) == '{"***": 1}'
+    assert conceal_json("status: abcdef", ["abcdef"]) == "status: ***"
+    assert conceal_json("[" * 100_000, ["abcdef"]) == "[" * 100_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -41,6 +42,10 @@ class Verdict(BaseModel):
     at: AwareDatetime
     count: int
     why: list[str]
+
+
+class Note(BaseModel):
+    text: str
 
 
 class Count(BaseModel):
@@ -115,6 +120,39 @@ def test_the_same_in_postgresql(server: PostgresServer, monkeypatch: pytest.Monk
         row = database.execute("select * from verdicts where run = 'run3'").fetchone()
     stored = ('["card",3]', "run3", True, "high", None, Decimal("12.30"), datetime(2026, 5, 1, 12, tzinfo=UTC), 3)
     assert row == (*stored, ["a", "ä"])
+
+
+def test_a_row_that_a_late_constraint_or_an_index_refuses_does_not_stop_the_job(server: PostgresServer):
+    with psycopg.connect(server.url(), autocommit=True) as database:
+        database.execute("create table parents (n integer primary key)")
+        database.execute("insert into parents values (0), (1)")
+        database.execute(
+            "create table children (key text, id text, n integer references parents deferrable initially deferred, "
+            "primary key (key, id))"
+        )
+    long = "".join(map(chr, range(0x4E00, 0x4E00 + 5_000)))
+    elements: list[Any] = [("k", {"id": n, "n": n}) for n in range(3)] + [(long, {"id": 3, "n": 0})]
+    transform = WriteTable(server.url(), "children", Count, id="id", create=False)
+    write(elements, transform, [("k", True, "ForeignKeyViolation"), (long, True, "ProgramLimitExceeded")])
+    with psycopg.connect(server.url()) as database:
+        assert database.execute("select n from children order by n").fetchall() == [(0,), (1,)]
+
+
+def test_a_text_that_no_database_holds_does_not_stop_the_job(tmp_path: Path, server: PostgresServer):
+    for url in (f"sqlite:///{tmp_path}/out.db", server.url()):
+        elements = [("k", {"id": "a", "code": 97}), ("k", {"id": "b", "code": 0xD800})]
+        transform = WriteTable(url, "notes", Note, id="id", row=lambda value: {"text": chr(value["code"])})
+        write(elements, transform, [("k", True, "UnicodeEncodeError")])
+
+
+@pytest.mark.parametrize("url", ["postgresql://app:S3cr%et99@host/db", "host=db user=app password=S3cret99"])
+def test_a_secret_url_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("TABLE_URL", url)
+    transform = WriteTable(EnvSecret("TABLE_URL"), "counts", Count, id="id")
+    with pytest.raises(Exception, match="WriteTable") as caught:
+        write([("k", {"id": 1, "n": 1})], transform)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "S3cr" not in shown
 
 
 def test_a_row_that_is_refused_does_not_take_the_others_along(tmp_path: Path):

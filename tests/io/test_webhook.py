@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -18,11 +19,12 @@ from aiohttp import web
 from apache_beam.testing.util import assert_that, equal_to
 
 from beam_agents import RunResult
+from beam_agents.engine.worker import this_worker
 from beam_agents.errors import ConfigurationError
 from beam_agents.io import Webhook
 from beam_agents.io.sinks import webhook_client
 from beam_agents.io.sinks.webhook_client import signature
-from beam_agents.secrets import EnvSecret
+from beam_agents.secrets import EnvSecret, Secret
 
 Answer = Callable[["Server", web.Request, int], web.Response]
 
@@ -177,6 +179,72 @@ def test_secrets_are_sent_and_signed_with_and_shown_nowhere(
         assert_that(left | beam.MapTuple(lambda key, one: "HOOK_TOKEN" in one.message), equal_to([True]))
     with pytest.raises(ConfigurationError, match="no base64"):
         signature("whsec_!", "id", 1, b"")
+
+
+def test_what_a_server_repeats_of_secrets_is_not_shown(
+    serve: Callable[[Answer], Server], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOOK_TOKEN", "tok_LIVE_abcdef")
+    said = {
+        "a": "invalid token tok_LIVE_abcdef",
+        "b": "x" * 288 + " tok_LIVE_abcdef",
+        "c": "Cannot POST /hook?t=S3cretQ",
+    }
+    server = serve(lambda server, request, attempt: web.Response(status=400, text=said[request.headers["X-Key"]]))
+    monkeypatch.setenv("HOOK_URL", f"{server.url}?t=S3cretQ")
+    messages = []
+    for key in said:
+        headers = {"Authorization": EnvSecret("HOOK_TOKEN").prefixed("Bearer "), "X-Key": key}
+        client = webhook_client.Client(webhook_client.Target(EnvSecret("HOOK_URL"), headers))
+        refusal = client.deliver(b"{}", key).result(20)
+        assert refusal is not None
+        messages.append(refusal.message)
+        client.close()
+    assert not [message for message in messages if "tok_" in message or "S3cret" in message]
+    assert messages[0] == "status 400: invalid token ***"
+
+
+class Vault(Secret):
+    """A secret of a service: what it answers is the test's."""
+
+    name = "the vault"
+
+    def __init__(self, answer: Callable[[], str]) -> None:
+        self.answer = answer
+
+    def reveal(self) -> str:
+        return self.answer()
+
+
+def test_a_secret_that_no_header_can_have_is_told(serve: Callable[[Answer], Server]):
+    server = serve(lambda server, request, attempt: web.Response())
+    client = webhook_client.Client(webhook_client.Target(server.url, {"Authorization": Vault(lambda: "token\n")}))
+    refusal = client.deliver(b"{}", "a").result(20)
+    assert refusal is not None
+    assert "Authorization has characters that a header cannot have" in refusal.message
+    client.close()
+
+
+def test_whoever_keeps_secrets_may_be_away_for_a_while_and_slow(serve: Callable[[Answer], Server]):
+    server = serve(lambda server, request, attempt: web.Response())
+    asked: list[int] = []
+    others_go_on = threading.Event()
+
+    def answer() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise ConfigurationError("the vault raised ConnectionError instead of returning a secret")
+        assert others_go_on.wait(20), "the loop waits for the vault"
+        return "token"
+
+    client = webhook_client.Client(webhook_client.Target(server.url, {"X-Token": Vault(answer)}))
+    delivered = client.deliver(b"{}", "a")
+    while len(asked) < 2:
+        time.sleep(0.01)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), this_worker().loop).result(10)
+    others_go_on.set()
+    assert delivered.result(20) is None
+    client.close()
 
 
 def test_values_without_id_or_json_are_in_the_output():

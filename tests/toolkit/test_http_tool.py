@@ -146,8 +146,11 @@ def test_the_model_is_told_of_what_it_may_help(served: Web, status: int, told: s
     assert len(served.asked) == 1
 
 
-def test_not_found_after_an_attempt_that_nobody_knows_about_is_no_failure_without_effect(served: Web) -> None:
-    served.answers(500, 404)
+@pytest.mark.parametrize("status", [404, 409, 422, 400])
+def test_a_refusal_after_an_attempt_that_nobody_knows_about_is_no_failure_without_effect(
+    served: Web, status: int
+) -> None:
+    served.answers(500, status)
 
     ended = failure(poster(served, "idempotent", retries=1), card="c", reason="r")
     assert "earlier attempt may have had its effect" in ended.message

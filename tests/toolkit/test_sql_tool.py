@@ -267,6 +267,24 @@ def test_a_secret_url_is_found_in_the_worker_and_never_shown(server: PostgresSer
     assert "pa55word" not in ended.model_dump_json()
 
 
+def test_a_secret_url_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_URL", "postgresql://app:S3cr%et99@host/db")
+
+    @sql_tool(EnvSecret("DB_URL"), "select 1", effect="pure")
+    def one() -> int: ...
+
+    ended = failure(one)
+    assert "S3cr" not in ended.message
+    assert "cannot be read" in ended.message
+
+
+def test_a_number_that_no_column_holds_is_told_to_the_model(database: Place) -> None:
+    @sql_tool(database.given, "insert into people (id, name) values (:id, 'x')", effect="once")
+    def add(id: int) -> None: ...
+
+    assert call(add, id=2**80).startswith("ModelRetry: an argument does not fit")
+
+
 def test_a_missing_secret_url_is_named() -> None:
     @sql_tool(EnvSecret("NO_URL"), "select 1", effect="pure")
     def one() -> int: ...

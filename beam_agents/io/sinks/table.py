@@ -214,7 +214,7 @@ class _Table:
 
     def _transact(self, store: Store, rows: list[tuple[Any, ...]], order: list[int]) -> dict[int, Exception]:
         statement = store.upsert()
-        store.execute("BEGIN")
+        store.execute(store.begin)
         try:
             store.execute_all(statement, [rows[index] for index in order])
         except Exception as error:
@@ -229,7 +229,7 @@ class _Table:
         self, store: Store, statement: str, rows: list[tuple[Any, ...]], order: list[int]
     ) -> dict[int, Exception]:
         refused: dict[int, Exception] = {}
-        store.execute("BEGIN")
+        store.execute(store.begin)
         for index in order:
             store.execute("SAVEPOINT one")
             try:
@@ -249,7 +249,16 @@ class _Table:
             store.close()
 
 
-def _checked(url: str | Secret) -> str | Secret:
+def _checked(url: str | Secret, secret: str | None = None) -> str | Secret:
+    """The URL.
+
+    Args:
+        url: As it was given.
+        secret: The name of the secret that it was in.
+
+    Raises:
+        ConfigurationError: It is none. The message does not show a secret.
+    """
     if isinstance(url, Secret):
         return url
     if isinstance(url, str):
@@ -258,25 +267,27 @@ def _checked(url: str | Secret) -> str | Secret:
         path = url.removeprefix("sqlite:///")
         if path != url and path:
             return f"sqlite:///{Path(path).absolute()}"
+    shown = secret or repr(re.sub(r"//.*@", "//***@", str(url)))
     raise ConfigurationError(
-        f"WriteTable(url={re.sub(r'//.*@', '//***@', str(url))!r}) must be 'sqlite:///file.db', "
+        f"WriteTable(url={shown}) must be 'sqlite:///file.db', "
         "'postgresql://user@host/database' or a Secret that holds one"
     )
 
 
 def _store(url: str | Secret, table: str, key_columns: tuple[str, str], row_type: type[BaseModel]) -> Store:
-    text = _checked(url.reveal()) if isinstance(url, Secret) else url
+    text = _checked(url.reveal(), url.name) if isinstance(url, Secret) else url
     assert isinstance(text, str)
     columns = columns_of(row_type)
     if text.startswith("sqlite:"):
         return SqliteStore(text.removeprefix("sqlite:///"), table, key_columns, columns)
     try:
-        from beam_agents.io.sinks.table_postgres import PostgresStore
+        from beam_agents.io.sinks.table_postgres import PostgresStore, check_url
     except ImportError as error:
         raise ConfigurationError(
             f"WriteTable on PostgreSQL needs psycopg, which cannot be imported ({error}): "
             "pip install 'beam-agents[postgres]'"
         ) from error
+    check_url(text)
     return PostgresStore(text, table, key_columns, columns)
 
 

@@ -6,14 +6,29 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
+from beam_agents.errors import ConfigurationError
 from beam_agents.io.sinks.table_columns import Column, Kind
 from beam_agents.io.sinks.table_store import Row, Store, Verdict
 from beam_agents.ledger.postgres_connection import Connection
 
 
+def check_url(url: str) -> None:
+    """Raises `ConfigurationError`, which does not show it, for a URL that cannot be read."""
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:  # which quotes what it cannot read
+        raise ConfigurationError(
+            "WriteTable(url=...) cannot be read as PostgreSQL's; write signs such as % in its password as %25"
+        ) from None
+
+
 class PostgresStore(Store):
     """A database on a PostgreSQL server."""
+
+    # A constraint that is checked at the commit would not say which row it does not allow.
+    begin: ClassVar[str] = "BEGIN; SET CONSTRAINTS ALL IMMEDIATE"
 
     types: ClassVar[dict[Kind, str]] = {
         "bool": "BOOLEAN",
@@ -54,7 +69,11 @@ class PostgresStore(Store):
             connection.close()
 
     def judge(self, error: Exception) -> Verdict | None:
-        if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)):
+        # A key that is too long for its index exceeds a limit; half of a surrogate pair cannot be sent at all.
+        if isinstance(
+            error,
+            (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, UnicodeEncodeError),
+        ):
             return "row"
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
             return "again"

@@ -57,7 +57,7 @@ class SqliteStore(Store):
     def judge(self, error: Exception) -> Verdict | None:
         if isinstance(error, sqlite3.OperationalError):
             return "statement" if error.sqlite_errorcode == sqlite3.SQLITE_ERROR else "again"
-        return "row" if isinstance(error, (sqlite3.Error, OverflowError)) else None
+        return "row" if isinstance(error, (sqlite3.Error, OverflowError, UnicodeEncodeError)) else None
 
     def mark(self, kind: Kind | None) -> str:
         return "?"

@@ -25,10 +25,12 @@ class Store(ABC):
 
     Attributes:
         place: Where it is, without secrets.
+        begin: The statement that begins a transaction.
         types: What the database calls the kinds of columns.
     """
 
     place: str
+    begin: ClassVar[str] = "BEGIN"
     types: ClassVar[dict[Kind, str]]
 
     def __init__(self, table: str, key_columns: Sequence[str], columns: Sequence[Column]) -> None:

@@ -8,24 +8,29 @@ import hashlib
 import hmac
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 
 from beam_agents.codec import named
+from beam_agents.engine.threads import in_thread
 from beam_agents.engine.worker import this_worker
 from beam_agents.errors import ConfigurationError
 from beam_agents.models.openai_client import retry_after
-from beam_agents.secrets import Secret
+from beam_agents.secrets import Secret, conceal, conceal_json, is_header_value, reveal
 
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 10.0
 _LATER = frozenset({408, 425, 429})
 """Statuses below 500 that are no verdict on the request."""
-_SHOWN_BYTES = 300
+_READ_BYTES = 8_000
+_SHOWN = 300
+"""Characters of an answer that is no success."""
 _ENCODED = "whsec_"
 
 
@@ -101,7 +106,20 @@ class Client:
     async def _post(self, body: bytes, id: str) -> _Answer:
         target = self._target
         try:
-            secrets, url, headers = self._request(body, id)
+            secrets, url, headers = await in_thread(self._revealed)  # whoever keeps secrets may take his time
+        except ConfigurationError as error:
+            given = (target.url, target.sign, *target.headers.values())
+            may_come = any(isinstance(value, Secret) and value.may_come for value in given)
+            return _Answer(str(error), None, final=not may_come)
+        try:
+            headers |= {"Content-Type": "application/json", "Idempotency-Key": id}
+            if target.sign is not None:
+                headers |= signature(secrets[-1], id, int(time.time()), body)
+            if wrong := [name for name, value in headers.items() if not is_header_value(value)]:
+                raise ConfigurationError(
+                    f"Webhook(headers=...): {', '.join(wrong)} has characters that a header cannot have, such as a "
+                    "line break"
+                )
         except ConfigurationError as error:
             return _Answer(str(error), None, final=True)
         try:
@@ -116,35 +134,34 @@ class Client:
             ) as response:
                 if 200 <= response.status < 300:
                     return _Answer("", response.status, final=True)
-                said = (await response.content.read(_SHOWN_BYTES)).decode(errors="replace")
-                message = _clean(f"status {response.status}: {said}", secrets)
+                # First cleaned and then cut: half of a secret is not recognised.
+                said = conceal_json((await response.content.read(_READ_BYTES)).decode(errors="replace"), secrets)
+                message = f"status {response.status}: {said[:_SHOWN]}"
                 final = response.status < 500 and response.status not in _LATER
                 wait = retry_after(response.headers, now=time.time()) or 0.0
                 return _Answer(message, response.status, final, wait)
         except TimeoutError:
             return _Answer(f"no answer within {target.timeout:g} s; it may have arrived", None, final=False)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            return _Answer(_clean(f"the URL is wrong: {type(error).__name__}", secrets), None, final=True)
+            return _Answer(f"the URL is wrong: {type(error).__name__}", None, final=True)
         except (aiohttp.ClientConnectorError, aiohttp.ClientConnectorDNSError) as error:
-            return _Answer(_clean(named(error), secrets), None, final=False)
+            return _Answer(conceal(named(error), secrets), None, final=False)
+        except aiohttp.ClientResponseError as error:  # it quotes the URL
+            return _Answer(f"{type(error).__name__}; it may have arrived", None, final=False)
         except (aiohttp.ClientError, OSError) as error:
-            return _Answer(_clean(f"{named(error)}; it may have arrived", secrets), None, final=False)
+            return _Answer(conceal(f"{named(error)}; it may have arrived", secrets), None, final=False)
 
-    def _request(self, body: bytes, id: str) -> tuple[list[str], str, dict[str, str]]:
-        """The secrets that errors must not show, the URL and the headers."""
-        target, secrets = self._target, list[str]()
-
-        def reveal(value: str | Secret) -> str:
-            if isinstance(value, Secret):
-                secrets.append(value.reveal())
-                return secrets[-1]
-            return value
-
+    def _revealed(self) -> tuple[list[str], str, dict[str, str]]:
+        """What errors must not show, at the end the one for signing; the URL; and the headers."""
+        target = self._target
+        url = reveal(target.url)
         headers = {name: reveal(value) for name, value in target.headers.items()}
-        headers |= {"Content-Type": "application/json", "Idempotency-Key": id}
+        secrets = [headers[name] for name, value in target.headers.items() if isinstance(value, Secret)]
+        if isinstance(target.url, Secret):
+            secrets += [url, *_parts_of(url)]
         if target.sign is not None:
-            headers |= signature(reveal(target.sign), id, int(time.time()), body)
-        return secrets, reveal(target.url), headers
+            secrets.append(reveal(target.sign))
+        return secrets, url, headers
 
 
 def signature(secret: str, id: str, at: int, body: bytes) -> dict[str, str]:
@@ -175,7 +192,10 @@ def signature(secret: str, id: str, at: int, body: bytes) -> dict[str, str]:
     }
 
 
-def _clean(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
+def _parts_of(url: str) -> Iterator[str]:
+    """What of a secret URL servers and errors repeat."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        yield from filter(None, (parts.password, parts.username))
+        yield f"{parts.path}?{parts.query}"
+        yield from (*parts.path.split("/"), *(value for _, value in parse_qsl(parts.query)))
