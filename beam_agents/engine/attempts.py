@@ -1,4 +1,8 @@
-"""Carries out the effects of a run: no call before its intent is recorded, no outcome to the code before it is."""
+"""Carries out the effects of a run: no call before its intent is recorded, and with it all that the code had seen.
+
+The code goes on with an outcome while its record is on the way: what it asks for next travels with that record, in one
+command, and nothing starts before that is acknowledged. So a step takes one round trip to the ledger and not two.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,11 @@ from beam_agents.engine import effects
 from beam_agents.engine.execution import Request
 from beam_agents.engine.fault_points import FaultPoint
 from beam_agents.engine.journal import Journal
-from beam_agents.engine.mailbox import Mailbox
 from beam_agents.engine.outcome import Answered, Fenced, Outcome
 from beam_agents.engine.turn import ModelTurn, Turn
 from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
-from beam_agents.ledger.commands import Answer, Command, Done, Intend, Record, Recorded
+from beam_agents.ledger.commands import Answer, Close, Command, Done, Intend, Record, Recorded
 from beam_agents.ledger.records import Effect, Run
 from beam_agents.ledger.writer import LedgerWriter
 
@@ -47,6 +50,18 @@ async def ask(ledger: LedgerWriter, command: Command) -> Answer:
         raise LedgerError(f"{ledger.ledger.url} broke at {type(command).__name__}: {named(error)}") from error
 
 
+async def ask_with(ledger: LedgerWriter, command: Intend | Close, outcomes: tuple[Record, ...]) -> Answer:
+    """`ask`, with outcomes that are recorded first: also when the ledger does not take the command itself."""
+    if not outcomes:
+        return await ask(ledger, command)
+    try:
+        return await ask(ledger, replace(command, outcomes=outcomes))
+    except LedgerError:
+        for outcome in outcomes:
+            await ask(ledger, outcome)
+        raise
+
+
 class _NotStarted(Exception):
     """The run has ended, or is being let go, before this effect was started."""
 
@@ -59,10 +74,11 @@ class Attempts:
         run: The run's record, as it was opened.
         journal: What is recorded; each intent and outcome is added.
         context: Gives the context that tools get.
+        settled: Called with the path of each effect that has come to its outcome, in that order. It may call `begin`.
+        broken: Called when there is a failure.
         network_forbidden: Whether models that use the network are refused.
 
     Attributes:
-        settled: Paths whose outcome is recorded, in that order; `None` when there is something else to look at.
         failure: What broke an effect off for reasons of the engine: fenced, a ledger that refuses, or what nobody
             foresaw.
         stopping: Once true, nothing new is started.
@@ -76,6 +92,8 @@ class Attempts:
         run: Run,
         journal: Journal,
         context: Callable[[], RunContext[Any, Any, Any]],
+        settled: Callable[[str], None],
+        broken: Callable[[], None],
         *,
         network_forbidden: bool,
     ) -> None:
@@ -83,35 +101,50 @@ class Attempts:
         self._run = run
         self._journal = journal
         self._context = context
+        self._settled = settled
+        self._broken = broken
         self._network_forbidden = network_forbidden
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._next: Request | None = None
+        self._takes_next = False
+        self._ahead: dict[tuple[str, int], Record] = {}
+        self._unsent = False
+        self._recording: set[asyncio.Task[None]] = set()
+        # At these places a test wants an outcome recorded, and nothing behind it.
+        self._goes_ahead = host.faults.point not in ("after_outcome", "in_parallel")
         self._retries: dict[str, int] = {}
         self._sleeping: set[str] = set()
         self._turns: dict[str, Turn] = {}
         self._intending: set[str] = set()
-        self.settled: Mailbox[str | None] = Mailbox()
         self.failure: BaseException | None = None
         self.stopping = False
         self.model_calls = 0
         self.tool_calls = 0
 
-    def begin(self, requests: list[Request], *, out_of_time: bool) -> None:
-        """Starts what the code newly waits for; what is recorded already is delivered in the order it was recorded.
+    def begin(self, requests: list[Request], *, out_of_time: bool) -> list[str]:
+        """Starts what the code newly waits for.
 
         When the time is over, only recorded outcomes are applied, and what a dead worker left is asked about.
+
+        Returns:
+            Paths of what is recorded already, to be delivered in this order: that in which they were recorded.
         """
         recorded: list[tuple[float, str]] = []
         for request in requests:
-            self._retries[request.path] = request.payload[0].retries if request.kind == "tool" else 0
-            settled = self._journal.settled(request.path, self._retries[request.path])
+            path = request.path
+            self._retries[path] = request.payload[0].retries if request.kind == "tool" else 0
+            settled = self._journal.settled(path, self._retries[path])
             if settled is not None:
-                recorded.append((settled.outcome_at or 0.0, settled.path))
-            elif not out_of_time or self._left_open(request.path) is not None:
-                self._jobs[request.path] = asyncio.create_task(self._carry_out(request))
+                recorded.append((settled.outcome_at or 0.0, path))
+            elif not out_of_time or self._left_open(path) is not None:
                 if request.kind == "sleep":
-                    self._sleeping.add(request.path)
-        for _, path in sorted(recorded, key=lambda item: item[0]):
-            self.settled.put(path)
+                    self._sleeping.add(path)
+                if self._takes_next:  # the task of the effect that has just ended, which needs no turn of the loop
+                    self._next, self._takes_next = request, False
+                else:
+                    self._jobs[path] = asyncio.create_task(self._carry_out(request))
+        recorded.sort(key=lambda item: item[0])
+        return [path for _, path in recorded]
 
     def outcome(self, path: str) -> Effect:
         """The attempt whose outcome the code gets for a settled path."""
@@ -130,6 +163,7 @@ class Attempts:
             else:
                 job.cancel()
         if once:
+            self._record_rest()
             await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
         if self.failure is not None:
             raise self.failure
@@ -146,8 +180,14 @@ class Attempts:
         for path, turn in self._turns.items():
             if turn.waits and path in self._jobs and self._left_open(path) is None:  # nothing is under way
                 self._jobs.pop(path).cancel()
-        if self._jobs:
-            await asyncio.wait(list(self._jobs.values()), timeout=seconds)
+        until = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        while True:
+            self._record_rest()
+            under_way = [job for job in (*self._jobs.values(), *self._recording) if not job.done()]
+            left = None if until is None else until - asyncio.get_running_loop().time()
+            if not under_way or (left is not None and left <= 0):
+                break
+            await asyncio.wait(under_way, timeout=left)
         if seconds is not None:
             await self.finish()
 
@@ -157,9 +197,15 @@ class Attempts:
 
     def cancel(self) -> None:
         """Drops all that is under way."""
-        for job in self._jobs.values():
+        for job in (*self._jobs.values(), *self._recording):
             job.cancel()
         self._jobs.clear()
+
+    def take_unrecorded(self) -> tuple[Record, ...]:
+        """The outcomes that the code was given and that the ledger has not acknowledged. Whatever the run asks of the
+        ledger has to bring all of them along, also those that are on their way: else it could be taken without them."""
+        self._unsent = False
+        return tuple(self._ahead.values())
 
     def _reached(self, point: FaultPoint, effect: Effect) -> None:
         self._host.faults.reached(point, self._run.key, effect)
@@ -175,35 +221,108 @@ class Attempts:
             return attempts[-1]
         return None
 
-    async def _carry_out(self, request: Request) -> None:
-        """Makes attempts until the outcome that the code gets is recorded."""
-        done: str | None = None
+    async def _carry_out(self, request: Request | None) -> None:
+        """Carries out an effect, and what the code asks for when it has its outcome."""
+        while request is not None:
+            request = await self._to_outcome(request)
+
+    async def _to_outcome(self, request: Request) -> Request | None:
+        """Makes attempts until there is an outcome that the code gets; returns what this task goes on with."""
+        path = request.path
+        done = False
         try:
-            while self._journal.settled(request.path, self._retries[request.path]) is None:
-                turn = self._host.slots(request, self._run.key.key, network_forbidden=self._network_forbidden)
-                self._turns[request.path] = turn
+            while not done and self._journal.settled(path, self._retries[path]) is None:
+                turn = self._turns[path] = self._host.slots(
+                    request, self._run.key.key, network_forbidden=self._network_forbidden
+                )
                 async with turn:
-                    effect, outcome = await self._attempt(request, turn)
-                    record = Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
-                    answer = await ask(self._host.ledger, record)
-                if not isinstance(answer, Recorded):  # the run was pruned since
-                    raise Fenced
-                self._journal.put(answer.effect)
-                self._reached("after_outcome", effect)
-                if self._host.faults.point == "in_parallel" and self._in_flight():
-                    self._reached("in_parallel", effect)
-                if answer.effect.status == "error":
-                    await self._pause(request.path)
-            done = request.path
+                    done = await self._attempt(request, turn)
+                if not done:
+                    await self._pause(path)
+            done = True
         except _NotStarted:
             pass
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self.failure = error
-        self._jobs.pop(request.path, None)
-        self._turns.pop(request.path, None)
-        self.settled.put(done)
+            self._fail(error)
+        job = self._jobs.pop(path, None)
+        self._turns.pop(path, None)
+        return self._hand_over(path, job) if done else None
+
+    def _hand_over(self, path: str, job: asyncio.Task[None] | None) -> Request | None:
+        """Has the code given an outcome; returns what the job of its effect goes on with."""
+        self._takes_next = job is not None
+        try:
+            self._settled(path)
+        except BaseException as error:
+            self._fail(error)
+        following, self._next, self._takes_next = self._next, None, False
+        if following is not None and job is not None:
+            self._jobs[following.path] = job
+        if self._unsent:  # by then, what the code asks for now has taken them along, unless it has to wait
+            asyncio.get_running_loop().call_soon(self._record_rest)
+        return following
+
+    async def _come_to(self, effect: Effect, outcome: Outcome, *, made_here: bool = True) -> bool:
+        """Notes what an attempt came to, and has it recorded, at once or with what the code does next.
+
+        Args:
+            effect: The attempt.
+            outcome: What it came to.
+            made_here: Whether it was begun by this opening of the run. What another began may come to something else.
+
+        Returns:
+            Whether the code gets it.
+        """
+        path = effect.path
+        if made_here and self._goes_ahead:
+            reached = replace(effect, status=outcome.status, value=outcome.value, outcome_at=time.time())
+            self._journal.put(reached)
+            if self._journal.settled(path, self._retries[path]) is not None:
+                self._ahead[path, effect.attempt] = self._record(effect, outcome)
+                self._unsent = True
+                return True
+            self._journal.put(effect)
+        answer = await ask(self._host.ledger, self._record(effect, outcome))
+        if not isinstance(answer, Recorded):  # the run was pruned since
+            raise Fenced
+        self._journal.put(answer.effect)
+        self._was_recorded(answer.effect)
+        return self._journal.settled(path, self._retries[path]) is not None
+
+    def _record(self, effect: Effect, outcome: Outcome) -> Record:
+        return Record(self._run.key, effect.path, effect.attempt, outcome.status, outcome.value)
+
+    def _was_recorded(self, effect: Effect) -> None:
+        self._reached("after_outcome", effect)
+        if self._host.faults.point == "in_parallel" and self._in_flight():
+            self._reached("in_parallel", effect)
+
+    def _record_rest(self) -> None:
+        """Has the outcomes recorded that nothing has taken along."""
+        if self._unsent:
+            self._unsent = False
+            for told in self._ahead.values():
+                job = asyncio.create_task(self._record_alone(told))
+                self._recording.add(job)
+                job.add_done_callback(self._recording.discard)
+
+    async def _record_alone(self, told: Record) -> None:
+        try:
+            answer = await ask(self._host.ledger, told)
+            stands = answer.effect if isinstance(answer, Recorded) else None
+            if stands is None or (stands.status, stands.value) != (told.status, told.value):
+                raise Fenced  # the code has gone on with something else
+            self._ahead.pop((told.path, told.attempt), None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        self._broken()
 
     async def _pause(self, path: str) -> None:
         """Between two attempts of a tool that failed; growing, with jitter."""
@@ -211,22 +330,25 @@ class Attempts:
             failed = sum(effect.status == "error" for effect in self._journal.attempts(path))
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed))
 
-    async def _attempt(self, request: Request, turn: Turn) -> tuple[Effect, Outcome]:
+    async def _attempt(self, request: Request, turn: Turn) -> bool:
+        """Makes one attempt. Says whether it came to what the code gets."""
         left = self._left_open(request.path)
         if left is not None:  # a dead worker's; its outcome must be known before anything else
             tool, arguments = request.payload
             context = self._call_context(left)
             if isinstance(context, str):
-                return left, Outcome.of("in_doubt", f"its worker died during the call, and {context}")
-            return left, await effects.reconcile(tool, context, arguments)
+                outcome = Outcome.of("in_doubt", f"its worker died during the call, and {context}")
+            else:
+                outcome = await effects.reconcile(tool, context, arguments)
+            return await self._come_to(left, outcome, made_here=False)
         effect = await self._intend(request)
-        if effect.status is not None:
-            return self._known(effect)
+        if effect.status is not None:  # what a worker that was believed dead had done
+            return True
         if self.stopping:
-            return effect, Outcome.of("not_happened", "the run ended before the call was made")
+            return await self._come_to(effect, Outcome.of("not_happened", "the run ended before the call was made"))
         if request.kind == "sleep":
             await asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time()))
-            return effect, Outcome.of("ok", None)
+            return await self._come_to(effect, Outcome.of("ok", None))
         if isinstance(turn, ModelTurn):
             self.model_calls += 1
             self._host.status.model_calls += 1
@@ -242,23 +364,20 @@ class Attempts:
                     network_forbidden=self._network_forbidden,
                 )
             except Answered as answered:
-                return self._known(answered.effect)
+                self._journal.put(answered.effect)
+                return True
             self._reached("after_call", effect)
-            return effect, outcome
+            return await self._come_to(effect, outcome)
         tool, arguments = request.payload
         context = self._call_context(effect)
         if isinstance(context, str):
-            return effect, Outcome.of("error", f"tool {tool.name!r} was not called: {context}")
+            return await self._come_to(effect, Outcome.of("error", f"tool {tool.name!r} was not called: {context}"))
         self.tool_calls += 1
         self._host.status.tool_calls += 1
         self._reached("before_call", effect)
         outcome = await effects.call_tool(tool, context, arguments)
         self._reached("after_call", effect)
-        return effect, outcome
-
-    def _known(self, effect: Effect) -> tuple[Effect, Outcome]:
-        """What a worker that was believed dead had done."""
-        return effect, Outcome(effect.status, effect.value or "null")  # type: ignore[arg-type]
+        return await self._come_to(effect, outcome)
 
     async def _intend(self, request: Request) -> Effect:
         """Records that an attempt is about to be made. A sleep that a dead worker left goes on as it was."""
@@ -286,7 +405,8 @@ class Attempts:
             self._journal.give_back(effect.delivered)
             self._journal.put(answer.effect)
             return answer.effect
-        self._journal.put(replace(effect, intent_at=answer.at))
+        effect = replace(effect, intent_at=answer.at)
+        self._journal.put(effect)
         self._reached("after_intent", effect)
         return effect
 
@@ -294,9 +414,12 @@ class Attempts:
         """Has the ledger acknowledge an intent, just now."""
         while True:
             asked = time.monotonic()
-            answer = await ask(self._host.ledger, Intend(self._run.key, self._run.epoch, effect))
+            outcomes = self.take_unrecorded()
+            answer = await ask_with(self._host.ledger, Intend(self._run.key, self._run.epoch, effect), outcomes)
             if not isinstance(answer, Done | Recorded):
                 raise Fenced
+            for told in outcomes:
+                self._ahead.pop((told.path, told.attempt), None)
             if time.monotonic() - asked < INTENT_FRESH_SECONDS:
                 return answer
 

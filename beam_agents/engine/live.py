@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from pydantic import JsonValue
 
 from beam_agents.codec import load, told
 from beam_agents.context import RunContext
-from beam_agents.engine.attempts import Attempts, ask
+from beam_agents.engine.attempts import Attempts, ask, ask_with
 from beam_agents.engine.emit import recorded_event
 from beam_agents.engine.end import End, Ended, Refused, conflict, pruned, too_old
 from beam_agents.engine.execution import Code
@@ -36,6 +37,7 @@ from beam_agents.ledger.commands import (
     Opened,
     OtherOpen,
     Pruned,
+    Record,
     Release,
     StateAhead,
     TooOld,
@@ -72,8 +74,10 @@ class LiveRun:
         self._task = task
         self._attempts: Attempts | None = None
         self._calls: Counter[str] = Counter()
+        self._unrecorded: tuple[Record, ...] = ()
         self._parked = False
         self._out_of_time = False
+        self._waiting: asyncio.Future[None] | None = None
 
     async def main(self) -> Ended | Refused:
         """Runs to the end. Whatever user code or a record does to it is an end, too: what is raised here fails the
@@ -106,7 +110,12 @@ class LiveRun:
     def _stop_starting(self) -> None:
         if self._attempts is not None:
             self._attempts.stopping = True
-            self._attempts.settled.put(None)
+        self._look()
+
+    def _look(self) -> None:
+        """Has `_run_machine` look what has become of the run."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def _ask(self, command: Command) -> Answer:
         return await ask(self._host.ledger, command)
@@ -168,7 +177,7 @@ class LiveRun:
     # ---- driving ----
 
     async def _drive(self, opened: Opened) -> Ended:
-        self._run, self._journal = opened.run, Journal(opened.effects)
+        self._run, self._journal, self._unrecorded = opened.run, Journal(opened.effects), ()
         try:
             return await self._go(opened)
         except (Fenced, LedgerError, LedgerUnavailable, Parked, asyncio.CancelledError):
@@ -225,49 +234,61 @@ class LiveRun:
         return await self._close(ending, session, final, port=machine.port)
 
     async def _run_machine(self, machine: Machine) -> Ending:
-        """Hands one outcome after the other to the code, until it ends or its time is over."""
-        budget = self._agent.budget.wall_clock
+        """Carries out what the code asks for, until it ends or its time is over."""
+        loop, budget = asyncio.get_running_loop(), self._agent.budget.wall_clock
         remaining = budget.total_seconds() - (
             self._run.held if self._task.batch else self._run.epoch_at - self._run.opened_at
         )
         self._out_of_time = remaining <= 0
+        in_context = contextvars.copy_context().run  # the code's own, whichever task hands it an outcome
         attempts = self._attempts = Attempts(
             self._host,
             self._run,
             self._journal,
             lambda: self._context,
+            lambda path: in_context(self._deliver, machine, attempts, [path]),
+            self._look,
             network_forbidden=self._task.network_forbidden,
         )
-        ends = asyncio.get_running_loop().time() + max(0.0, remaining)
-        timer = asyncio.get_running_loop().call_at(ends, self._time_is_over)
+        ends = loop.time() + max(0.0, remaining)
+        timer = loop.call_at(ends, self._time_is_over)
         try:
-            attempts.begin(machine.start(), out_of_time=self._out_of_time)
+            recorded = attempts.begin(in_context(machine.start), out_of_time=self._out_of_time)
+            in_context(self._deliver, machine, attempts, recorded)
             while machine.ending is None:
-                if self._out_of_time and attempts.settled.empty():
-                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up{attempts.trouble()}")
-                    continue
-                path = await attempts.settled.get()
                 if attempts.failure is not None:
                     await attempts.drain()  # what other branches have under way happens all the same
                     raise attempts.failure
                 if self._parked:
-                    await attempts.drain(max(0.0, ends - asyncio.get_running_loop().time()))
+                    await attempts.drain(max(0.0, ends - loop.time()))
                     await self._ask(Release(self._run.key, self._run.epoch))
                     raise Parked
-                if path is not None:
-                    outcome = attempts.outcome(path)
-                    attempts.begin(machine.deliver(outcome), out_of_time=self._out_of_time)
-                    if not machine.always_replay:
-                        self._journal.let_go(path, outcome.attempt)
-                    del outcome  # what a tool returned may be large, and the next outcome may be long in coming
+                if self._out_of_time:
+                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up{attempts.trouble()}")
+                    break
+                self._waiting = loop.create_future()
+                await self._waiting
             await attempts.finish()
+            assert machine.ending is not None
             return machine.ending
         finally:
             timer.cancel()
             machine.drop()
+            self._unrecorded = attempts.take_unrecorded()
             attempts.cancel()
             self._calls.update(model=attempts.model_calls, tool=attempts.tool_calls)
             self._attempts = None
+
+    def _deliver(self, machine: Machine, attempts: Attempts, paths: list[str]) -> None:
+        """Hands outcomes to the code, one after the other, and those that it then asks for and that are recorded."""
+        while paths and machine.ending is None and attempts.failure is None and not self._parked:
+            path = paths.pop(0)
+            outcome = attempts.outcome(path)
+            paths += attempts.begin(machine.deliver(outcome), out_of_time=self._out_of_time)
+            if not machine.always_replay:
+                self._journal.let_go(path, outcome.attempt)
+        if machine.ending is not None:
+            self._look()
 
     def _time_is_over(self) -> None:
         self._out_of_time = True
@@ -342,7 +363,8 @@ class LiveRun:
 
     async def _close_with(self, end: End, written: str, session: str | None) -> Ended:
         kept = session or Session().model_dump_json()
-        answer = await self._ask(Close(self._run.key, self._run.epoch, written, kept, end.reason))
+        close = Close(self._run.key, self._run.epoch, written, kept, end.reason)
+        answer = await ask_with(self._host.ledger, close, self._unrecorded)
         if not isinstance(answer, Closed):
             raise Fenced
         self._host.faults.reached("after_close", self._run.key)

@@ -33,19 +33,6 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Intend:
-    """Records that an attempt is about to be made. Given again, it changes nothing.
-
-    Answers: `Done`, `Fenced`, or `Recorded` with an earlier attempt, whose outcome has come from a worker that was
-    believed dead and leaves nothing to attempt.
-    """
-
-    run: RunKey
-    epoch: int
-    effect: Effect
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """Records an attempt's outcome if it has none, whoever reports it and however late.
 
@@ -60,6 +47,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Intend:
+    """Records that an attempt is about to be made. Given again, it changes nothing.
+
+    Answers: `Done`, `Fenced`, or `Recorded` with an earlier attempt, whose outcome has come from a worker that was
+    believed dead and leaves nothing to attempt.
+    """
+
+    run: RunKey
+    epoch: int
+    effect: Effect
+    outcomes: tuple[Record, ...] = ()
+    """Of the same run, which its code went on with: they are recorded first, whatever becomes of the intent. If one
+    stands otherwise already, the code has seen what did not happen, and the answer is `Fenced`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Ends a run and moves the head on. Answers: `Closed` with what stands in the record, `Fenced`."""
 
@@ -70,6 +73,8 @@ class Close:
     """The key's session from now on, as JSON."""
     reason: str | None = None
     """Why there is no answer: a `FailureReason`; `in_doubt` makes the run one that a person has to look at."""
+    outcomes: tuple[Record, ...] = ()
+    """As those of `Intend`."""
 
 
 @dataclass(frozen=True, slots=True)

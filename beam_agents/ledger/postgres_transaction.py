@@ -378,6 +378,7 @@ def _wanted_by(commands: Iterable[Command]) -> _Wanted:
             case Intend():
                 for attempt in {command.effect.attempt, max(1, command.effect.attempt - 1)}:
                     wanted.attempts.add((command.run, command.effect.path, attempt))
+                wanted.attempts.update((told.run, told.path, told.attempt) for told in command.outcomes)
             case Record():
                 wanted.attempts.add((command.run, command.path, command.attempt))
             case ReadHead():

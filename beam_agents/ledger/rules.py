@@ -179,8 +179,9 @@ def _lease_end(tx: Transaction, run: Run) -> float:
 
 
 def _intend(tx: Transaction, command: Intend) -> Answer:
+    as_told = _record_first(tx, command.outcomes)
     run = tx.run(command.run)
-    if run is None or run.end is not None or run.epoch != command.epoch:
+    if run is None or run.end is not None or run.epoch != command.epoch or not as_told:
         return Fenced(run)
     now = tx.now()
     path, attempt = command.effect.path, command.effect.attempt
@@ -211,13 +212,23 @@ def _record(tx: Transaction, command: Record) -> Answer:
     return Recorded(effect, new=True)
 
 
+def _record_first(tx: Transaction, outcomes: Sequence[Record]) -> bool:
+    """Records outcomes that come with another command. Says whether all of them stand as they were told now."""
+    answers = [(told, _record(tx, told)) for told in outcomes]
+    return all(
+        isinstance(answer, Recorded) and (answer.effect.status, answer.effect.value) == (told.status, told.value)
+        for told, answer in answers
+    )
+
+
 def _close(tx: Transaction, command: Close) -> Answer:
+    as_told = _record_first(tx, command.outcomes)
     run = tx.run(command.run)
     if run is None or run.tombstone:
         return Fenced(run)
     head = tx.head(command.run.head) or Head(command.run.head)
     if run.end is None:
-        if run.epoch != command.epoch:
+        if run.epoch != command.epoch or not as_told:
             return Fenced(run)
         doubtful = command.reason == "in_doubt"
         run = replace(run, end=command.end, closed_at=tx.now(), owner="", reason=command.reason, doubtful=doubtful)

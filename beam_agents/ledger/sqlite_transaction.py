@@ -85,6 +85,7 @@ class SqliteTransaction:
                 case Intend():
                     for attempt in {command.effect.attempt, max(1, command.effect.attempt - 1)}:
                         attempts.add((command.run, command.effect.path, attempt))
+                    attempts.update((told.run, told.path, told.attempt) for told in command.outcomes)
                 case Record():
                     attempts.add((command.run, command.path, command.attempt))
                 case ReadHead():

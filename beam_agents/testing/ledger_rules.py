@@ -247,6 +247,69 @@ class LedgerRules(LedgerTests):
     def test_an_outcome_without_a_run_is_refused(self, store: Store) -> None:
         assert store.do(Record(run_key(), "0", 1, "ok", "1")) == Fenced(None)
 
+    @pytest.mark.parametrize("ahead", ["intent", "close"])
+    def test_outcomes_that_come_with_a_command_are_recorded_first(self, store: Store, ahead: str) -> None:
+        store.do(opening(run_key()))
+        store.do(opening(run_key()))
+        for path in ("0", "1"):
+            store.do(Intend(run_key(), 2, attempt(path)))
+        store.clock.now += 1
+        told = (Record(run_key(), "0", 1, "ok", '"é"'), Record(run_key(), "1", 1, "failed", '"no"'))
+        for _ in range(2):  # as a worker does whose connection broke
+            if ahead == "intent":
+                next_one = replace(attempt("2"), delivered=(("1", 1), ("0", 1)))
+                assert store.do(Intend(run_key(), 2, next_one, told)) == Done(NOW + 1)
+            else:
+                assert store.expect(Closed, Close(run_key(), 2, "end", None, outcomes=told)).run.end == "end"
+        effects = store.expect(Loaded, Load(run_key())).effects
+        assert [(e.path, e.status, e.value, e.outcome_at) for e in effects[:2]] == [
+            ("0", "ok", '"é"', NOW + 1),
+            ("1", "failed", '"no"', NOW + 1),
+        ]
+        assert [e.delivered for e in effects[2:]] == ([(("1", 1), ("0", 1))] if ahead == "intent" else [])
+        assert store.load(run_key()).stalls == 0
+
+    @pytest.mark.parametrize("ahead", ["intent", "close"])
+    def test_a_worker_that_is_fenced_has_its_outcomes_recorded(self, store: Store, ahead: str) -> None:
+        store.do(opening(run_key()))
+        store.do(Intend(run_key(), 1, attempt()))
+        store.do(opening(run_key()))
+        told = (Record(run_key(), "0", 1, "ok", "1"),)
+        intent, close = Intend(run_key(), 1, attempt("1"), told), Close(run_key(), 1, "end", None, None, told)
+        assert store.do(intent if ahead == "intent" else close) == Fenced(store.load(run_key()))
+        (effect,) = store.expect(Loaded, Load(run_key())).effects
+        assert (effect.status, effect.value) == ("ok", "1")
+        assert store.load(run_key()).end is None
+
+    @pytest.mark.parametrize("told", [("ok", "2"), ("failed", "1")])
+    def test_what_was_decided_on_an_outcome_that_stands_otherwise_is_refused(
+        self, store: Store, told: tuple[str, str]
+    ) -> None:
+        store.do(opening(run_key()))
+        for path in ("0", "1"):
+            store.do(Intend(run_key(), 1, attempt(path)))
+        stands = store.expect(Recorded, Record(run_key(), "0", 1, "ok", "1")).effect
+        outcomes = (Record(run_key(), "0", 1, *told), Record(run_key(), "1", 1, "ok", "3"))
+        assert store.do(Intend(run_key(), 1, attempt("2"), outcomes)) == Fenced(store.load(run_key()))
+        assert store.do(Close(run_key(), 1, "end", None, None, outcomes)) == Fenced(store.load(run_key()))
+        first, second = store.expect(Loaded, Load(run_key())).effects
+        assert (first, second.value) == (stands, "3")
+        assert store.load(run_key()).end is None
+        store.do(Close(run_key(), 1, "end", None))
+        assert store.expect(Closed, Close(run_key(), 1, "other", None, None, outcomes)).run.end == "end"
+
+    def test_an_outcome_without_intent_takes_what_comes_behind_it_with_it(self, store: Store) -> None:
+        store.do(opening(run_key()))
+        outcomes = (Record(run_key(), "0", 1, "ok", "1"),)
+        for command in (
+            Intend(run_key(), 1, attempt("1"), outcomes),
+            Close(run_key(), 1, "end", None, None, outcomes),
+        ):
+            with pytest.raises(LookupError):
+                store.do(command)
+        assert store.expect(Loaded, Load(run_key())).effects == ()
+        assert store.load(run_key()).end is None
+
     def test_a_journal_keeps_the_order_of_its_intents_and_every_field(self, store: Store) -> None:
         effects = [
             Effect("2", 1, "model", "openai:x", "d1", "pure", None),

@@ -17,7 +17,7 @@ from beam_agents.engine.end import Ended
 from beam_agents.engine.worker import Worker
 from beam_agents.errors import LedgerError, ModelError, StoredFormUnknown
 from beam_agents.ledger import MemoryLedger
-from beam_agents.ledger.commands import Answer, Close, Command, Fenced, Open, Opened, Record
+from beam_agents.ledger.commands import Answer, Close, Command, Fenced, Intend, Open, Opened
 from beam_agents.messages import ModelRequest, ModelResponse, ModelSettings
 from beam_agents.models import FunctionModel, Model, calls, say
 
@@ -212,7 +212,7 @@ class BrokenLedger(MemoryLedger):
         return super().apply(commands)
 
 
-@pytest.mark.parametrize("at", [Open, Record, Close])
+@pytest.mark.parametrize("at", [Open, Intend, Close])
 def test_a_ledger_that_breaks_is_no_fault_of_the_run(at: Any) -> None:
     worker, ledger = Worker(), BrokenLedger(at)
     try:

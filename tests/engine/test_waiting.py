@@ -18,7 +18,7 @@ from beam_agents import Budget, FailureReason, RunContext, workflow
 from beam_agents.engine.live import Parked
 from beam_agents.engine.worker import Worker
 from beam_agents.ledger import LedgerUnavailable, MemoryLedger
-from beam_agents.ledger.commands import Answer, Command, Intend, Record
+from beam_agents.ledger.commands import Answer, Command, Intend
 
 pytestmark = pytest.mark.usefixtures("replay_mode")
 
@@ -74,8 +74,11 @@ def test_no_call_is_made_while_its_intent_cannot_be_recorded(worker: Worker) -> 
 
 def test_an_outcome_that_was_committed_as_the_connection_broke_is_not_lost(worker: Worker) -> None:
     gates, ledger = Gates(), LedgerThatFails()
-    ledger.down_after = Record
+    gates.shut("work")
     hosted, handle = start(worker, make_agent(gates, effect="once"), ledger)
+    gates.wait_for("work")
+    ledger.down_after = Intend  # that of the answer, with what `work` came to
+    gates.open("work")
     until(lambda: hosted.host.ledger.down_since is not None)
     ledger.down_after, ledger.down = None, False
     assert handle.done.result(30).end.output == "done it"

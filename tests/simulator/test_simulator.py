@@ -125,6 +125,10 @@ def _outcomes_are_made_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_FOLLOWED", get_args(Status))  # the ledger would refuse it too
 
 
+def _outcomes_stay_behind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts.Attempts, "take_unrecorded", lambda self: ())
+
+
 def _intents_stay_fresh(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "INTENT_FRESH_SECONDS", math.inf)
 
@@ -210,6 +214,7 @@ BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (_closed_ids_are_ignored, "instead of as a duplicate"),
     (_once_is_repeated, "a once call is repeated blind"),
     (_outcomes_are_made_again, "an outcome stands"),
+    (_outcomes_stay_behind, "behind an outcome that is not recorded"),
     (_doubt_is_hidden, "is in doubt"),
     (_time_does_not_end, "after the budget of time"),
     (_nobody_looks_again, "no rest"),

@@ -130,6 +130,8 @@ class Watch:
         """A command was carried out."""
         if self.trace is not None:
             self.say(who, _told(command, answer))
+        if isinstance(command, Intend | Close):
+            self._recorded_first(command)
         match command, answer:
             case Open(), Opened():
                 self._opened(command, answer)
@@ -140,7 +142,7 @@ class Watch:
             case Intend(), Done():
                 self._intended(command)
             case Record(), Recorded():
-                self._recorded(command, answer)
+                self._recorded(command.run, answer.effect, new=answer.new)
             case Close(), Closed():
                 self._closed(command, answer)
             case Open(), Pruned() | TooOld():
@@ -189,6 +191,10 @@ class Watch:
                 self.violate(f"a once call is repeated blind: {where} after {status}")
             elif status not in (None, "not_happened", "error"):
                 self.violate(f"an effect is begun again though an outcome stands ({status}): {where}")
+        for path, attempt in effect.delivered:
+            seen = self.ledger.effect(run, path, attempt)
+            if seen is None or seen.status is None:
+                self.violate(f"an effect is begun behind an outcome that is not recorded ({path}): {where}")
         self._intended_at[run, effect.path, effect.attempt] = self.scheduler.now
         kinds = Counter(
             next(e.kind for e in self.ledger.effects(run) if e.path == path)
@@ -197,13 +203,25 @@ class Watch:
         if kinds["model"] > self.budget.steps or kinds["tool"] > self.budget.tool_calls:
             self.violate(f"a budget was exceeded: {dict(kinds)} in {run.run_id}")
 
-    def _recorded(self, command: Record, answer: Recorded) -> None:
-        known, place = self.known[command.run], (command.path, command.attempt)
-        said = (str(answer.effect.status), str(answer.effect.value))
+    def _recorded(self, run: RunKey, effect: Effect, *, new: bool) -> None:
+        known, place = self.known[run], (effect.path, effect.attempt)
+        said = (str(effect.status), str(effect.value))
         if known.outcomes.setdefault(place, said) != said:
-            self.violate(f"an outcome was overwritten: {command.run.run_id} {place}")
-        if known.end is not None and answer.new:
+            self.violate(f"an outcome was overwritten: {run.run_id} {place}")
+        if known.end is not None and new:
             self.counts["late outcomes"] += 1
+
+    def _recorded_first(self, command: Intend | Close) -> None:
+        """What a run's code had gone on with came with what it did next, and stands whatever became of that."""
+        for told in command.outcomes:
+            stands = self.ledger.effect(told.run, told.path, told.attempt)
+            if told.run in self.pruning.gone:
+                self.counts["outcomes after pruning"] += 1
+            elif stands is None or stands.status is None:
+                self.violate(f"an outcome was not recorded: {told.run.run_id} {told.path} attempt {told.attempt}")
+            else:
+                self.counts["outcomes taken along"] += 1
+                self._recorded(told.run, stands, new=False)
 
     def _same_end(self, run: Run) -> None:
         known = self.known.setdefault(run.key, _Known())
@@ -371,8 +389,8 @@ def _told(command: Command, answer: Answer) -> str:
     parts = [type(command).__name__, run.run_id if run else ""]
     if isinstance(command, Intend):
         parts.append(f"{command.effect.path}/{command.effect.attempt} {command.effect.name} epoch {command.epoch}")
-    if isinstance(command, Record):
-        parts.append(f"{command.path}/{command.attempt} {command.status} {command.value[:60]}")
+    for told in (command,) if isinstance(command, Record) else getattr(command, "outcomes", ()):
+        parts.append(f"{told.path}/{told.attempt} {told.status} {told.value[:60]}")
     if isinstance(command, Close):
         parts.append(f"epoch {command.epoch} {json.loads(command.end)['kind']} {json.loads(command.end)['reason']}")
     parts.append(f"-> {type(answer).__name__}")
