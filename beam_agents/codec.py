@@ -39,6 +39,15 @@ def to_json_value(value: Any) -> Any:
     return _plain_and_text(value)[0]
 
 
+def json_text(value: Any) -> str | None:
+    """`canonical_json` of a value that is JSON data already; `None` of another."""
+    try:
+        plain, text = _plain_and_text(value)
+    except ValueError:
+        return None
+    return text if plain == value else None
+
+
 def _plain_and_text(value: Any) -> tuple[Any, str]:
     try:
         if _is_flat(value):

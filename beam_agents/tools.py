@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from beam_agents.codec import canonical_json, explain, named, to_json_value
+from beam_agents.codec import canonical_json, explain, json_text, named, to_json_value
 from beam_agents.context import RunContext
 from beam_agents.errors import ConfigurationError, ToolError
 from beam_agents.messages import ToolSpec
@@ -143,7 +143,7 @@ class Tool(Generic[R]):
         module, qualname = self.function.__module__, getattr(self.function, "__qualname__", "")
         if module != "__main__" and find(module, qualname) is self:
             return find, (module, qualname)
-        made = ("spec", "_arguments", "_result")
+        made = ("spec", "_arguments", "_result", "_exact", "_exact_result")
         attributes = {name: value for name, value in self.__dict__.items() if name not in made}
         return _rebuild, (type(self), attributes)
 
@@ -156,6 +156,18 @@ class Tool(Generic[R]):
     @cached_property
     def _result(self) -> type[BaseModel]:
         return _result(self)
+
+    # Values of these types are JSON data as they are. Most values are, and pydantic takes its time to say so.
+
+    @cached_property
+    def _exact(self) -> dict[str, type]:
+        """The parameters that are just a text, a whole number, a truth value or nothing."""
+        fields = self._arguments.model_fields.items()
+        return {field: field_type for field, info in fields if (field_type := _exact_type(info)) is not None}
+
+    @cached_property
+    def _exact_result(self) -> type | None:
+        return _exact_type(self._result.model_fields["value"])
 
     @cached_property
     def spec(self) -> ToolSpec:
@@ -175,18 +187,16 @@ class Tool(Generic[R]):
         Raises:
             pydantic.ValidationError: They do not fit the signature, or JSON cannot hold them.
         """
-        if isinstance(arguments, str):
-            checked = self._read(arguments or "{}")
-        elif _is_json(arguments):
-            checked = self._read(canonical_json(arguments))
+        text = arguments or "{}" if isinstance(arguments, str) else json_text(arguments)
+        if text is not None:
+            checked = self._read(text)
         else:
             checked = self._arguments.model_validate(arguments, by_alias=True, by_name=True)
         plain: dict[str, Any] = {}
         for field in type(checked).model_fields:
-            name = field.removeprefix(_FIELD)
+            name, value = field.removeprefix(_FIELD), getattr(checked, field)
             try:
-                plain[name] = _plain(checked, field)
-                canonical_json(plain[name])
+                plain[name] = value if _is_exactly(value, self._exact.get(field)) else _plain(checked, field)
             except ValueError as error:
                 wrong = PydanticCustomError("json", "{error}", {"error": str(error)})
                 details = InitErrorDetails(type=wrong, loc=(name,), input=getattr(checked, field))
@@ -200,11 +210,20 @@ class Tool(Generic[R]):
         self, function: Callable[..., Any], context: RunContext[Any, Any, Any], arguments: dict[str, Any]
     ) -> Any:
         """Calls `function` (the tool's own, or its `reconcile`) with journaled arguments."""
-        checked = self._read(canonical_json(arguments))
-        values = {name.removeprefix(_FIELD): getattr(checked, name) for name in type(checked).model_fields}
+        values = arguments
+        if not self._are_exact(arguments):
+            checked = self._read(canonical_json(arguments))
+            values = {name.removeprefix(_FIELD): getattr(checked, name) for name in type(checked).model_fields}
         if self._with_context if function is self.function else self._reconcile_with_context:
             return function(context, **values)
         return function(**values)
+
+    def _are_exact(self, arguments: dict[str, Any]) -> bool:
+        """Whether these are the values that the function gets, because no type makes another of one."""
+        exact = self._exact
+        return len(arguments) == len(exact) == len(self._arguments.model_fields) and all(
+            type(value) is exact.get(_FIELD + name) for name, value in arguments.items()
+        )
 
     def result_json(self, result: Any) -> Any:
         """What the function returned, as plain JSON data that `result_from` reads back: what is journaled.
@@ -212,6 +231,8 @@ class Tool(Generic[R]):
         Raises:
             ValueError: JSON cannot hold it.
         """
+        if _is_exactly(result, self._exact_result):
+            return result
         return _plain(self._result.model_construct(value=result), "value")
 
     def redacted(self, value: Any) -> Any:
@@ -243,6 +264,8 @@ class Tool(Generic[R]):
         Raises:
             ToolError: It is something else than the return type.
         """
+        if type(value) is self._exact_result:
+            return cast(R, value)
         try:
             checked = self._result.model_validate_json(canonical_json({"value": value}), by_alias=True, by_name=True)
         except Exception as error:  # validators of the user's types may raise anything
@@ -407,11 +430,26 @@ def _result(declared: Tool[Any]) -> type[BaseModel]:
         ) from error
 
 
-def _is_json(arguments: dict[str, Any]) -> bool:
-    try:
-        return bool(to_json_value(arguments) == arguments)
-    except ValueError:
+def _exact_type(field: FieldInfo) -> type | None:
+    """The type of a field whose values are JSON data, and stay what they are when they are read."""
+    exact: Any = None if field.metadata else field.annotation
+    return exact if exact in (str, int, bool, type(None)) else None
+
+
+def _is_exactly(value: Any, exact: type[Any] | None) -> bool:
+    """Whether it is of this very type, and JSON can hold it.
+
+    Raises:
+        ValueError: It is a text with half a surrogate pair.
+    """
+    if exact is None or type(value) is not exact:
         return False
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            canonical_json(value)  # says so as for all other values
+    return True
 
 
 def _plain(model: BaseModel, field: str) -> Any:

@@ -277,7 +277,7 @@ class Attempts:
         """
         path = effect.path
         if made_here and self._goes_ahead:
-            reached = replace(effect, status=outcome.status, value=outcome.value, outcome_at=time.time())
+            reached = effect._replace(status=outcome.status, value=outcome.value, outcome_at=time.time())
             self._journal.put(reached)
             if self._journal.settled(path, self._retries[path]) is not None:
                 self._ahead[path, effect.attempt] = self._record(effect, outcome)
@@ -405,7 +405,7 @@ class Attempts:
             self._journal.give_back(effect.delivered)
             self._journal.put(answer.effect)
             return answer.effect
-        effect = replace(effect, intent_at=answer.at)
+        effect = effect._replace(intent_at=answer.at)
         self._journal.put(effect)
         self._reached("after_intent", effect)
         return effect

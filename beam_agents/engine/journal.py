@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 
 from beam_agents.ledger.records import Delivery, Effect
@@ -73,7 +72,7 @@ class Journal:
         """Drops a result that the code has, so that it is not held twice while the run goes on; the ledger has it."""
         effect = self.get(path, attempt)
         if effect.status == "ok" and effect.value is not None and len(effect.value) > _SHORT:
-            self.put(replace(effect, value=None))
+            self.put(effect._replace(value=None))
 
     def give_back(self, unsaved: tuple[Delivery, ...]) -> None:
         """Takes deliveries back that `take_unsaved` gave and that did not get to the ledger."""

@@ -94,7 +94,7 @@ class HeadState:
             self.journal[effect.path, effect.attempt] = effect
         for path, attempt, status, value, outcome_at in form.get("outcomes", ()):
             asked = self.journal[path, attempt]
-            self.journal[path, attempt] = replace(asked, status=status, value=value, outcome_at=outcome_at)
+            self.journal[path, attempt] = asked._replace(status=status, value=value, outcome_at=outcome_at)
         if "drops_run" in form:
             self._drop_run()
         return str(form["token"])
@@ -157,7 +157,7 @@ def changes(before: Head | Run, after: Head | Run) -> dict[str, Any]:
 
 def run_form(run: Run) -> dict[str, Any]:
     """A run as JSON takes it."""
-    return dict(_values(run, _DEFAULTS[Run]))
+    return dict(_values(run, _DEFAULTS))
 
 
 def run_of(form: dict[str, Any]) -> Run:
@@ -167,7 +167,8 @@ def run_of(form: dict[str, Any]) -> Run:
 
 def effect_form(effect: Effect) -> dict[str, Any]:
     """An effect as JSON takes it."""
-    return dict(_values(effect, _DEFAULTS[Effect]))
+    defaults = Effect._field_defaults
+    return {name: value for name, value in effect._asdict().items() if name not in defaults or value != defaults[name]}
 
 
 def effect_of(form: dict[str, Any]) -> Effect:
@@ -177,13 +178,10 @@ def effect_of(form: dict[str, Any]) -> Effect:
     return Effect(**form)
 
 
-_DEFAULTS = {
-    kind: tuple((each.name, each.default) for each in fields(kind) if each.default is not MISSING)
-    for kind in (Run, Effect)
-}
+_DEFAULTS = tuple((each.name, each.default) for each in fields(Run) if each.default is not MISSING)
 
 
-def _values(record: Head | Run | Effect, defaults: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
+def _values(record: Head | Run, defaults: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
     """The fields of a record but those that are as they are by default."""
     known = dict(defaults)
     for each in fields(record):

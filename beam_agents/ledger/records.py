@@ -92,9 +92,11 @@ Delivery: TypeAlias = tuple[str, int]
 """(path, attempt) of an outcome that was handed to the run's code."""
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """One attempt of an effect: its intent and, once recorded, its outcome."""
+class Effect(NamedTuple):
+    """One attempt of an effect: its intent and, once recorded, its outcome.
+
+    A tuple, because several are made for each step, and a frozen dataclass takes four times as long.
+    """
 
     path: str
     attempt: int

@@ -191,7 +191,7 @@ def _intend(tx: Transaction, command: Intend) -> Answer:
         if before is not None and before.status not in (None, *_FOLLOWED):
             return Recorded(before, new=False)
     if tx.effect(command.run, path, attempt) is None:
-        tx.add_effect(command.run, replace(command.effect, intent_at=now))
+        tx.add_effect(command.run, command.effect._replace(intent_at=now))
     return Done(now)
 
 
@@ -204,7 +204,7 @@ def _record(tx: Transaction, command: Record) -> Answer:
         raise LookupError(f"outcome without intent: {command.run} {command.path} attempt {command.attempt}")
     if effect.status is not None:
         return Recorded(effect, new=False)
-    effect = replace(effect, status=command.status, value=command.value, outcome_at=tx.now())
+    effect = effect._replace(status=command.status, value=command.value, outcome_at=tx.now())
     tx.put_outcome(command.run, effect)
     run = tx.run(command.run)
     if run is not None and run.stalls:

@@ -39,6 +39,9 @@ class _Asked(NamedTuple):
 class LedgerWriter:
     """Owns a ledger: opens it, and gives it all commands that are queued at a moment as one group.
 
+    What the tasks of a loop ask in one turn of it is queued together: a thread that was woken by the first of them
+    would take the interpreter from the others, for a group of one.
+
     A ledger that is unavailable is asked again without limit, with growing pauses, and its askers wait. A command
     that the ledger refuses, or that breaks a backend, fails for its own asker only.
 
@@ -58,8 +61,10 @@ class LedgerWriter:
         self.groups = 0
         self.commands = 0
         self._max_group = max_group
-        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[_Asked] | None] = SimpleQueue()
+        self._in_this_turn: dict[asyncio.AbstractEventLoop, list[_Asked]] = {}
         self._lock = threading.Lock()
+        self._left: list[_Asked] = []
         self._closing = False
         self._give_up_at = float("inf")
         self._hurry = threading.Event()
@@ -112,7 +117,9 @@ class LedgerWriter:
             LedgerUnavailable: The writer is closed.
         """
         future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
-        self._put(_Asked(command, None, future))
+        with self._lock:
+            self._check_open()
+            self._queue.put([_Asked(command, None, future)])
         return future
 
     def close(self, timeout: float = 10.0) -> None:
@@ -132,14 +139,29 @@ class LedgerWriter:
     async def _ask(self, command: Command | None) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Reply] = loop.create_future()
-        self._put(_Asked(command, loop, future))
+        asked = _Asked(command, loop, future)
+        together = self._in_this_turn.get(loop)
+        if together is not None:
+            together.append(asked)
+        else:
+            self._check_open()
+            self._in_this_turn[loop] = [asked]
+            loop.call_soon(self._put_turn, loop)
         return _result(await future)
 
-    def _put(self, asked: _Asked) -> None:
+    def _put_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        asked = self._in_this_turn.pop(loop)
         with self._lock:
-            if self._closing:
-                raise LedgerUnavailable(f"the writer of {self.ledger.url!r} is closed")
-            self._queue.put(asked)
+            try:
+                self._check_open()
+            except LedgerUnavailable as error:
+                _settle([(one, error) for one in asked])
+            else:
+                self._queue.put(asked)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise LedgerUnavailable(f"the writer of {self.ledger.url!r} is closed")
 
     # ---- on the writer's thread ----
 
@@ -155,15 +177,16 @@ class LedgerWriter:
 
     def _take_group(self) -> tuple[list[_Asked], bool]:
         """What is queued now, waiting for the first; and whether there will be more."""
-        group: list[_Asked] = []
-        asked = self._queue.get()
+        group, more = self._left, True
         with contextlib.suppress(Empty):
-            while asked is not None:
-                group.append(asked)
-                if len(group) == self._max_group:
-                    return group, True
-                asked = self._queue.get_nowait()
-        return group, asked is not None
+            while more and len(group) < self._max_group:
+                asked = self._queue.get(block=not group)
+                more = asked is not None
+                group += asked or ()
+        self._left = group[self._max_group :]
+        if self._left and not more:
+            self._queue.put(None)
+        return group[: self._max_group], more or bool(self._left)
 
     def _carry_out(self, group: Sequence[_Asked]) -> list[_Reply]:
         try:

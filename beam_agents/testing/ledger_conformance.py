@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,7 +167,7 @@ class LedgerConformance(LedgerRules, LedgerSearches, LedgerRetention, LedgerReso
             run = run_key("run")._replace(**changed)
             opened = store.expect(Opened, Open(run, text, text, "worker", nonce=text))
             assert (opened.run.key, opened.run.event, opened.run.digest, opened.run.nonce) == (run, text, text, text)
-            store.do(Intend(run, 1, replace(attempt(text), name=text, arguments=text)))
+            store.do(Intend(run, 1, attempt(text)._replace(name=text, arguments=text)))
             store.do(Record(run, text, 1, "ok", text))
             closed = store.expect(Closed, Close(run, 1, text, text))
             assert (closed.run.end, closed.session) == (text, text)

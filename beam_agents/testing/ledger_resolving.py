@@ -26,7 +26,7 @@ from beam_agents.ledger.records import Effect, Resolution, Run
 from beam_agents.testing.ledger_store import NOW, LedgerTests, Store, attempt, opening, run_key
 
 RESOLUTIONS = TypeAdapter(list[Resolution])
-ONCE = replace(attempt(), effect="once")
+ONCE = attempt()._replace(effect="once")
 
 
 def found(path: str = "0", status: str = "ok", value: str = '"held"', number: int = 1) -> Resolve:
@@ -52,7 +52,7 @@ class LedgerResolving(LedgerTests):
         store.do(Intend(run_key(), 1, ONCE))
         store.clock.now = NOW + LEASE_SECONDS
         recorded = store.expect(Recorded, found())
-        outcome = replace(ONCE, intent_at=NOW, status="ok", value='"held"', outcome_at=store.clock.now)
+        outcome = ONCE._replace(intent_at=NOW, status="ok", value='"held"', outcome_at=store.clock.now)
         assert recorded == Recorded(outcome, new=True)
         opened = store.expect(Opened, opening(run_key(), "worker-2"))
         assert opened.effects == (outcome,)
@@ -66,7 +66,7 @@ class LedgerResolving(LedgerTests):
         store.do(Intend(run_key(), 1, ONCE))
         run = store.load(run_key())
         assert store.do(found()) == Busy(run, NOW + LEASE_SECONDS)
-        assert store.expect(Loaded, Load(run_key())) == Loaded(run, (replace(ONCE, intent_at=NOW),))
+        assert store.expect(Loaded, Load(run_key())) == Loaded(run, (ONCE._replace(intent_at=NOW),))
 
     def test_only_once_calls_without_an_outcome_are_resolved(self, store: Store) -> None:
         store.do(opening(run_key()))
@@ -89,7 +89,7 @@ class LedgerResolving(LedgerTests):
             Resolution("0", 1, "failed", '"no hold é"', "operator", NOW + 5)
         ]
         assert resolved == replace(run, doubtful=False, resolution=resolved.resolution)
-        assert store.expect(Loaded, Load(run_key())) == Loaded(resolved, (replace(ONCE, intent_at=NOW),))
+        assert store.expect(Loaded, Load(run_key())) == Loaded(resolved, (ONCE._replace(intent_at=NOW),))
         assert store.do(FindRuns(which="doubtful")) == FoundRuns(())
         assert store.do(FindRuns(which="failed")) == FoundRuns((resolved,))
 
@@ -103,7 +103,7 @@ class LedgerResolving(LedgerTests):
         assert (effect.status, effect.value) == ("in_doubt", '"timed out"')
 
     def test_a_run_is_doubtful_until_its_last_call_is_resolved(self, store: Store) -> None:
-        in_doubt(store, ONCE, replace(ONCE, path="1"), attempt("2"))
+        in_doubt(store, ONCE, ONCE._replace(path="1"), attempt("2"))
         first = store.expect(Resolved, found("1")).run
         assert first.doubtful
         assert store.do(FindRuns(which="doubtful")) == FoundRuns((first,))
@@ -113,7 +113,7 @@ class LedgerResolving(LedgerTests):
         assert [(one.path, one.status) for one in noted] == [("1", "ok"), ("0", "failed")]
 
     def test_two_calls_are_resolved_in_one_group(self, store: Store) -> None:
-        in_doubt(store, ONCE, replace(ONCE, path="1"))
+        in_doubt(store, ONCE, ONCE._replace(path="1"))
         answers = store.ledger.apply([found("0"), found("1"), FindRuns(which="doubtful"), Load(run_key())])
         resolved, loaded = answers[1], answers[3]
         assert isinstance(resolved, Resolved)

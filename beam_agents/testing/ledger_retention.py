@@ -309,7 +309,7 @@ class LedgerRetention(LedgerTests):
         assert store.do(ReadHorizon("scope", "fraud")) == HorizonIs(None)
         doubtful = run_key("doubtful")
         store.do(opening(doubtful))
-        store.do(Intend(doubtful, 1, replace(attempt(), effect="once")))
+        store.do(Intend(doubtful, 1, attempt()._replace(effect="once")))
         store.do(Close(doubtful, 1, "end", None, "in_doubt"))
         store.clock.now += 1
         first, second = ended(store, 2)

@@ -184,14 +184,14 @@ class LedgerRules(LedgerTests):
         store.do(opening(run_key()))
         assert store.do(Intend(run_key(), 1, attempt())) == Done(NOW)
         store.clock.now += 1
-        store.expect(Done, Intend(run_key(), 1, replace(attempt(), name="changed")))
-        assert store.expect(Loaded, Load(run_key())).effects == (replace(attempt(), intent_at=NOW),)
+        store.expect(Done, Intend(run_key(), 1, attempt()._replace(name="changed")))
+        assert store.expect(Loaded, Load(run_key())).effects == (attempt()._replace(intent_at=NOW),)
 
     def test_no_attempt_follows_an_outcome_that_came_late(self, store: Store) -> None:
         store.do(opening(run_key()))
         store.do(Intend(run_key(), 1, attempt()))
         late = store.expect(Recorded, Record(run_key(), "0", 1, "ok", '"late"')).effect
-        second = Intend(run_key(), 1, replace(attempt(), attempt=2))
+        second = Intend(run_key(), 1, attempt()._replace(attempt=2))
         assert store.do(second) == Recorded(late, new=False)
         assert store.expect(Loaded, Load(run_key())).effects == (late,)
 
@@ -201,7 +201,7 @@ class LedgerRules(LedgerTests):
         store.do(Intend(run_key(), 1, attempt()))
         if status:
             store.do(Record(run_key(), "0", 1, status, '"why"'))
-        store.expect(Done, Intend(run_key(), 1, replace(attempt(), attempt=2)))
+        store.expect(Done, Intend(run_key(), 1, attempt()._replace(attempt=2)))
         assert [effect.attempt for effect in store.expect(Loaded, Load(run_key())).effects] == [1, 2]
 
     def test_an_intent_needs_the_newest_epoch_of_an_open_run(self, store: Store) -> None:
@@ -219,7 +219,7 @@ class LedgerRules(LedgerTests):
         store.clock.now += 1
         first = store.expect(Recorded, Record(run_key(), "0", 1, "ok", '"first"'))
         assert first.new
-        assert first.effect == replace(attempt(), intent_at=NOW, status="ok", value='"first"', outcome_at=NOW + 1)
+        assert first.effect == attempt()._replace(intent_at=NOW, status="ok", value='"first"', outcome_at=NOW + 1)
         store.clock.now += 1
         second = store.expect(Recorded, Record(run_key(), "0", 1, "failed", '"second"'))
         assert second == Recorded(first.effect, new=False)
@@ -257,7 +257,7 @@ class LedgerRules(LedgerTests):
         told = (Record(run_key(), "0", 1, "ok", '"é"'), Record(run_key(), "1", 1, "failed", '"no"'))
         for _ in range(2):  # as a worker does whose connection broke
             if ahead == "intent":
-                next_one = replace(attempt("2"), delivered=(("1", 1), ("0", 1)))
+                next_one = attempt("2")._replace(delivered=(("1", 1), ("0", 1)))
                 assert store.do(Intend(run_key(), 2, next_one, told)) == Done(NOW + 1)
             else:
                 assert store.expect(Closed, Close(run_key(), 2, "end", None, outcomes=told)).run.end == "end"
@@ -321,8 +321,8 @@ class LedgerRules(LedgerTests):
         for effect in effects:
             store.do(Intend(run_key(), 1, effect))
         store.do(Record(run_key(), "2", 1, "ok", "é\n" * 1_000))
-        expected = [replace(effect, intent_at=NOW) for effect in effects]
-        expected[0] = replace(expected[0], status="ok", value="é\n" * 1_000, outcome_at=NOW)
+        expected = [effect._replace(intent_at=NOW) for effect in effects]
+        expected[0] = expected[0]._replace(status="ok", value="é\n" * 1_000, outcome_at=NOW)
         assert list(store.expect(Loaded, Load(run_key())).effects) == expected
         assert list(store.expect(Opened, opening(run_key())).effects) == expected
 
@@ -330,7 +330,7 @@ class LedgerRules(LedgerTests):
         store.clock.now = NOW + 0.123457
         store.do(opening(run_key()))
         store.clock.now = NOW + 1.234568
-        store.do(Intend(run_key(), 1, replace(attempt(), due=NOW + 5.345679)))
+        store.do(Intend(run_key(), 1, attempt()._replace(due=NOW + 5.345679)))
         store.do(Record(run_key(), "0", 1, "ok", "1"))
         store.do(Release(run_key(), 1))
         (effect,) = store.expect(Loaded, Load(run_key())).effects
@@ -428,13 +428,13 @@ class LedgerRules(LedgerTests):
     ) -> None:
         store.do(opening(run_key()))
         for number, kind in enumerate(kinds):
-            store.do(Intend(run_key(), 1, replace(attempt(str(number)), kind=kind)))
+            store.do(Intend(run_key(), 1, attempt(str(number))._replace(kind=kind)))
         store.clock.now += LEASE_SECONDS + 1
         assert store.expect(Opened, opening(run_key(), "worker-2")).run.stalls == stalls
 
     def test_a_worker_that_died_after_the_sleep_may_have_been_killed(self, store: Store) -> None:
         store.do(opening(run_key()))
-        store.do(Intend(run_key(), 1, replace(attempt(), kind="sleep")))
+        store.do(Intend(run_key(), 1, attempt()._replace(kind="sleep")))
         store.do(Record(run_key(), "0", 1, "ok", "null"))
         store.clock.now += LEASE_SECONDS + 1
         assert store.expect(Opened, opening(run_key(), "worker-2")).run.stalls == 1

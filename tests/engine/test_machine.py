@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,7 +58,7 @@ def intend(journal: Journal, request: Request) -> None:
 
 
 def record(journal: Journal, path: str) -> Effect:
-    effect = replace(journal.get(path, 1), status="ok", value=f'"outcome of {path}"')
+    effect = journal.get(path, 1)._replace(status="ok", value=f'"outcome of {path}"')
     journal.put(effect)
     return effect
 

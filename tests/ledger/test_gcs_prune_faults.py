@@ -73,7 +73,7 @@ def prepare(ledger: GcsLedger, clock: FakeClock) -> None:
 
 
 PRUNE_ALL = replace(PRUNE, tombstones_for=3 * DAY)
-ONCE = replace(attempt(), effect="once")
+ONCE = attempt()._replace(effect="once")
 RUNS = [
     *(run_key(run_id, '"a"') for run_id in ("forgotten", "old", "young")),
     run_key("forgotten", '"b"'),

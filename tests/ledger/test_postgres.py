@@ -4,7 +4,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import psycopg
 import pytest
@@ -274,7 +273,7 @@ def test_long_texts_that_do_not_compress_are_kept(store: Store) -> None:
     text = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=50_000))
     run = run_key(text, f'"{text}"', scope=text)
     store.expect(Opened, opening(run))
-    store.do(Intend(run, 1, replace(attempt(), name=text, arguments=text)))
+    store.do(Intend(run, 1, attempt()._replace(name=text, arguments=text)))
     store.do(Record(run, "0", 1, "ok", text))
     assert store.expect(Closed, Close(run, 1, text, text)).session == text
     assert store.expect(Opened, opening(run_key("b", f'"{text}"', scope=text))).session == text

@@ -83,7 +83,7 @@ def new(server: PostgresServer) -> Place:
         ends = ["end", END.replace("in_doubt", "deadline"), END, '{"reason":"in_doubt"}']
         for number, (run, end) in enumerate(zip(RUNS, ends, strict=False)):
             store.do(replace(opening(run), event_time=number))
-            store.do(Intend(run, 1, replace(attempt(), effect="once")))
+            store.do(Intend(run, 1, attempt()._replace(effect="once")))
             if number != 2:
                 store.do(Record(run, "0", 1, "ok", "1"))
             store.do(Close(run, 1, end, "session", {1: "deadline", 2: "in_doubt"}.get(number)))

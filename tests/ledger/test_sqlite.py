@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,7 +195,7 @@ def test_a_full_disk_is_unavailable_until_there_is_room(store: Store) -> None:
     store.do(opening(run_key()))
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
-    group = [Intend(run_key(), 1, attempt("0")), Intend(run_key(), 1, replace(attempt("1"), arguments="x" * 100_000))]
+    group = [Intend(run_key(), 1, attempt("0")), Intend(run_key(), 1, attempt("1")._replace(arguments="x" * 100_000))]
     with pytest.raises(LedgerUnavailable, match="SQLITE_FULL"):
         store.ledger.apply(group)
     assert store.expect(Loaded, Load(run_key())).effects == ()
@@ -307,7 +306,7 @@ def test_text_that_is_not_utf8_stays_itself(store: Store, text: str) -> None:
     run = run_key(text, f'"{text}"')
     store.expect(Opened, Open(run, text, text, "worker-1"))
     store.expect(Opened, opening(run_key("a", '"a"')))
-    store.do(Intend(run, 1, replace(attempt(text), arguments=text)))
+    store.do(Intend(run, 1, attempt(text)._replace(arguments=text)))
     store.do(Record(run, text, 1, "ok", text))
     closed = store.expect(Closed, Close(run, 1, text, text))
     assert (closed.run.key, closed.run.event, closed.run.end, closed.session) == (run, text, text, text)

@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_schedule_and_the_same_events() -> None:
 def _fenced_may_intend(patch: pytest.MonkeyPatch) -> None:
     def intend(tx: Transaction, command: Intend) -> Answer:
         if tx.effect(command.run, command.effect.path, command.effect.attempt) is None:
-            tx.add_effect(command.run, replace(command.effect, intent_at=tx.now()))
+            tx.add_effect(command.run, command.effect._replace(intent_at=tx.now()))
         return Done(tx.now())
 
     patch.setattr(rules, "_intend", intend)
@@ -63,7 +63,7 @@ def _record_overwrites(patch: pytest.MonkeyPatch) -> None:
     def record(tx: Transaction, command: Record) -> Answer:
         effect = tx.effect(command.run, command.path, command.attempt)
         assert effect is not None
-        effect = replace(effect, status=command.status, value=command.value, outcome_at=tx.now())
+        effect = effect._replace(status=command.status, value=command.value, outcome_at=tx.now())
         tx.put_outcome(command.run, effect)
         return Recorded(effect, new=True)
 
