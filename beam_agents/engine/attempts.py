@@ -11,55 +11,26 @@ import copy
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beam_agents.codec import digest, named
 from beam_agents.context import RunContext
 from beam_agents.engine import effects
+from beam_agents.engine.ahead import Ahead, ask, ask_with
 from beam_agents.engine.execution import Request
 from beam_agents.engine.fault_points import FaultPoint
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Answered, Fenced, Outcome
 from beam_agents.engine.turn import ModelTurn, Turn
-from beam_agents.errors import LedgerError
-from beam_agents.ledger.base import LEASE_SECONDS, LedgerUnavailable
-from beam_agents.ledger.commands import Answer, Close, Command, Done, Intend, Record, Recorded
+from beam_agents.ledger.base import LEASE_SECONDS
+from beam_agents.ledger.commands import Done, Intend, Record, Recorded
 from beam_agents.ledger.records import Effect, Run
-from beam_agents.ledger.writer import LedgerWriter
 
 if TYPE_CHECKING:
     from beam_agents.engine.host import Host
 
 INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
 """An intent acknowledged longer ago than this is confirmed again before the call: another worker may have the run."""
-
-
-async def ask(ledger: LedgerWriter, command: Command) -> Answer:
-    """Has the ledger carry out a command.
-
-    Raises:
-        LedgerError: It never will, or it broke; no fault of the run, which has to wait for another ledger or release.
-        LedgerUnavailable: The worker ends.
-    """
-    try:
-        return await ledger.ask(command)
-    except (LedgerError, LedgerUnavailable):
-        raise
-    except Exception as error:
-        raise LedgerError(f"{ledger.ledger.url} broke at {type(command).__name__}: {named(error)}") from error
-
-
-async def ask_with(ledger: LedgerWriter, command: Intend | Close, outcomes: tuple[Record, ...]) -> Answer:
-    """`ask`, with outcomes that are recorded first: also when the ledger does not take the command itself."""
-    if not outcomes:
-        return await ask(ledger, command)
-    try:
-        return await ask(ledger, replace(command, outcomes=outcomes))
-    except LedgerError:
-        for outcome in outcomes:
-            await ask(ledger, outcome)
-        raise
 
 
 class _NotStarted(Exception):
@@ -79,6 +50,7 @@ class Attempts:
         network_forbidden: Whether models that use the network are refused.
 
     Attributes:
+        ahead: Outcomes that the code has gone on with.
         failure: What broke an effect off for reasons of the engine: fenced, a ledger that refuses, or what nobody
             foresaw.
         stopping: Once true, nothing new is started.
@@ -107,9 +79,7 @@ class Attempts:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._next: Request | None = None
         self._takes_next = False
-        self._ahead: dict[tuple[str, int], Record] = {}
-        self._unsent = False
-        self._recording: set[asyncio.Task[None]] = set()
+        self.ahead = Ahead(host.ledger, self._fail)
         # At these places a test wants an outcome recorded, and nothing behind it.
         self._goes_ahead = host.faults.point not in ("after_outcome", "in_parallel")
         self._retries: dict[str, int] = {}
@@ -163,7 +133,7 @@ class Attempts:
             else:
                 job.cancel()
         if once:
-            self._record_rest()
+            self.ahead.record()
             await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
         if self.failure is not None:
             raise self.failure
@@ -182,8 +152,8 @@ class Attempts:
                 self._jobs.pop(path).cancel()
         until = None if seconds is None else asyncio.get_running_loop().time() + seconds
         while True:
-            self._record_rest()
-            under_way = [job for job in (*self._jobs.values(), *self._recording) if not job.done()]
+            self.ahead.record()
+            under_way = [job for job in (*self._jobs.values(), *self.ahead.under_way()) if not job.done()]
             left = None if until is None else until - asyncio.get_running_loop().time()
             if not under_way or (left is not None and left <= 0):
                 break
@@ -197,15 +167,9 @@ class Attempts:
 
     def cancel(self) -> None:
         """Drops all that is under way."""
-        for job in (*self._jobs.values(), *self._recording):
+        for job in (*self._jobs.values(), *self.ahead.under_way()):
             job.cancel()
         self._jobs.clear()
-
-    def take_unrecorded(self) -> tuple[Record, ...]:
-        """The outcomes that the code was given and that the ledger has not acknowledged. Whatever the run asks of the
-        ledger has to bring all of them along, also those that are on their way: else it could be taken without them."""
-        self._unsent = False
-        return tuple(self._ahead.values())
 
     def _reached(self, point: FaultPoint, effect: Effect) -> None:
         self._host.faults.reached(point, self._run.key, effect)
@@ -260,8 +224,7 @@ class Attempts:
         following, self._next, self._takes_next = self._next, None, False
         if following is not None and job is not None:
             self._jobs[following.path] = job
-        if self._unsent:  # by then, what the code asks for now has taken them along, unless it has to wait
-            asyncio.get_running_loop().call_soon(self._record_rest)
+        self.ahead.record_soon()
         return following
 
     async def _come_to(self, effect: Effect, outcome: Outcome, *, made_here: bool = True) -> bool:
@@ -280,8 +243,7 @@ class Attempts:
             reached = effect._replace(status=outcome.status, value=outcome.value, outcome_at=time.time())
             self._journal.put(reached)
             if self._journal.settled(path, self._retries[path]) is not None:
-                self._ahead[path, effect.attempt] = self._record(effect, outcome)
-                self._unsent = True
+                self.ahead.add(self._record(effect, outcome))
                 return True
             self._journal.put(effect)
         answer = await ask(self._host.ledger, self._record(effect, outcome))
@@ -298,27 +260,6 @@ class Attempts:
         self._reached("after_outcome", effect)
         if self._host.faults.point == "in_parallel" and self._in_flight():
             self._reached("in_parallel", effect)
-
-    def _record_rest(self) -> None:
-        """Has the outcomes recorded that nothing has taken along."""
-        if self._unsent:
-            self._unsent = False
-            for told in self._ahead.values():
-                job = asyncio.create_task(self._record_alone(told))
-                self._recording.add(job)
-                job.add_done_callback(self._recording.discard)
-
-    async def _record_alone(self, told: Record) -> None:
-        try:
-            answer = await ask(self._host.ledger, told)
-            stands = answer.effect if isinstance(answer, Recorded) else None
-            if stands is None or (stands.status, stands.value) != (told.status, told.value):
-                raise Fenced  # the code has gone on with something else
-            self._ahead.pop((told.path, told.attempt), None)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         self.failure = self.failure or error
@@ -414,12 +355,11 @@ class Attempts:
         """Has the ledger acknowledge an intent, just now."""
         while True:
             asked = time.monotonic()
-            outcomes = self.take_unrecorded()
+            outcomes = self.ahead.take()
             answer = await ask_with(self._host.ledger, Intend(self._run.key, self._run.epoch, effect), outcomes)
             if not isinstance(answer, Done | Recorded):
                 raise Fenced
-            for told in outcomes:
-                self._ahead.pop((told.path, told.attempt), None)
+            self.ahead.recorded(outcomes)
             if time.monotonic() - asked < INTENT_FRESH_SECONDS:
                 return answer
 

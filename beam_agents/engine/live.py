@@ -14,7 +14,8 @@ from pydantic import JsonValue
 
 from beam_agents.codec import load, told
 from beam_agents.context import RunContext
-from beam_agents.engine.attempts import Attempts, ask, ask_with
+from beam_agents.engine.ahead import ask, ask_with
+from beam_agents.engine.attempts import Attempts
 from beam_agents.engine.emit import recorded_event
 from beam_agents.engine.end import End, Ended, Refused, conflict, pruned, too_old
 from beam_agents.engine.execution import Code
@@ -274,7 +275,7 @@ class LiveRun:
         finally:
             timer.cancel()
             machine.drop()
-            self._unrecorded = attempts.take_unrecorded()
+            self._unrecorded = attempts.ahead.take()
             attempts.cancel()
             self._calls.update(model=attempts.model_calls, tool=attempts.tool_calls)
             self._attempts = None

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from beam_agents.engine import attempts, host, live
+from beam_agents.engine.ahead import Ahead
 from beam_agents.engine.end import Refused
 from beam_agents.engine.journal import Journal
 from beam_agents.engine.outcome import Status
@@ -126,7 +127,7 @@ def _outcomes_are_made_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _outcomes_stay_behind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attempts.Attempts, "take_unrecorded", lambda self: ())
+    patch.setattr(Ahead, "take", lambda self: ())
 
 
 def _intents_stay_fresh(patch: pytest.MonkeyPatch) -> None:
