@@ -10,8 +10,8 @@ import asyncio
 import copy
 import random
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from beam_agents.codec import digest, named
 from beam_agents.context import RunContext
@@ -28,6 +28,8 @@ from beam_agents.ledger.records import Effect, Run
 
 if TYPE_CHECKING:
     from beam_agents.engine.host import Host
+
+T = TypeVar("T")
 
 INTENT_FRESH_SECONDS = LEASE_SECONDS * 0.6
 """An intent acknowledged longer ago than this is confirmed again before the call: another worker may have the run."""
@@ -86,6 +88,7 @@ class Attempts:
         self._sleeping: set[str] = set()
         self._turns: dict[str, Turn] = {}
         self._intending: set[str] = set()
+        self._away = 0
         self.failure: BaseException | None = None
         self.stopping = False
         self.model_calls = 0
@@ -170,6 +173,19 @@ class Attempts:
         for job in (*self._jobs.values(), *self.ahead.under_way()):
             job.cancel()
         self._jobs.clear()
+
+    @property
+    def move(self) -> bool:
+        """Whether any of them does something else than wait for what is outside. On any thread; a hint."""
+        return self._away + sum(turn.waits for turn in list(self._turns.values())) < len(self._jobs)
+
+    async def _outside(self, awaited: Awaitable[T]) -> T:
+        """Awaits what this process cannot hasten."""
+        self._away += 1
+        try:
+            return await awaited
+        finally:
+            self._away -= 1
 
     def _reached(self, point: FaultPoint, effect: Effect) -> None:
         self._host.faults.reached(point, self._run.key, effect)
@@ -280,7 +296,7 @@ class Attempts:
             if isinstance(context, str):
                 outcome = Outcome.of("in_doubt", f"its worker died during the call, and {context}")
             else:
-                outcome = await effects.reconcile(tool, context, arguments)
+                outcome = await self._outside(effects.reconcile(tool, context, arguments))
             return await self._come_to(left, outcome, made_here=False)
         effect = await self._intend(request)
         if effect.status is not None:  # what a worker that was believed dead had done
@@ -288,7 +304,7 @@ class Attempts:
         if self.stopping:
             return await self._come_to(effect, Outcome.of("not_happened", "the run ended before the call was made"))
         if request.kind == "sleep":
-            await asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time()))
+            await self._outside(asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time())))
             return await self._come_to(effect, Outcome.of("ok", None))
         if isinstance(turn, ModelTurn):
             self.model_calls += 1
@@ -296,7 +312,7 @@ class Attempts:
             model, asked = request.payload
             self._reached("before_call", effect)
             try:
-                outcome = await effects.ask_model(
+                asking = effects.ask_model(
                     model,
                     asked,
                     turn=turn,
@@ -304,6 +320,7 @@ class Attempts:
                     pause=lambda seconds: self._pause_request(seconds, effect),
                     network_forbidden=self._network_forbidden,
                 )
+                outcome = await self._outside(asking)
             except Answered as answered:
                 self._journal.put(answered.effect)
                 return True
@@ -316,7 +333,7 @@ class Attempts:
         self.tool_calls += 1
         self._host.status.tool_calls += 1
         self._reached("before_call", effect)
-        outcome = await effects.call_tool(tool, context, arguments)
+        outcome = await self._outside(effects.call_tool(tool, context, arguments))
         self._reached("after_call", effect)
         return await self._come_to(effect, outcome)
 

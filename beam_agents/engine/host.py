@@ -97,6 +97,11 @@ class Handle:
     awaited: bool = False
     """Whether a bundle is about to take the outcome: then nobody has to be rung for it at once."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is the engine's turn in the run, so that it may end soon. On any thread; a hint."""
+        return self.live is None or self.live.moves
+
 
 @dataclass(frozen=True, order=True)
 class _Ring:

@@ -103,6 +103,11 @@ class LiveRun:
                 run = self._task.run
                 _LOGGER.info("run %r of key %s was taken over; following the ledger", run.run_id, run.key)
 
+    @property
+    def moves(self) -> bool:
+        """Whether it does anything but wait for what others do."""
+        return self._attempts is None or self._attempts.move
+
     def park(self) -> None:
         """Asks the run to start nothing more and to let go; what is in flight is still recorded."""
         self._parked = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -15,6 +16,9 @@ QUICK_SECONDS = 0.02
 
 _QUICK_SECONDS_EACH = 0.003
 """What is added for each run: they go on in step, and so end together."""
+
+_LOOK_SECONDS = 0.05
+"""Between two looks at what the runs are doing: when all wait for others at two of them, none is going to end soon."""
 
 LONGEST_SECONDS = 1.0
 """How long a bundle waits in all while runs end one after the other: a checkpoint waits for the bundle."""
@@ -82,18 +86,33 @@ class Wait:
         if ended == len(handles) or self._quick <= 0:
             return ended > 0 and time.monotonic() < self._over_at
         seen, limit = ended, self._limit(len(handles))
-        pending = [handle.done for handle in handles]
         while True:
-            # For all of them: woken by each, this thread would take the interpreter from the runs that go on.
-            _, unfinished = futures.wait(pending, max(0.0, limit - time.monotonic()))
-            if not unfinished:
+            going_on = self._wait(handles, limit)
+            if not going_on:
                 self._patience.was(useful=True)
                 return time.monotonic() < self._over_at
-            now_ended = len(handles) - len(unfinished)
-            if now_ended == seen or limit >= self._over_at:
+            now_ended = len(handles) - going_on
+            if now_ended == seen or limit >= self._over_at or self._quick <= 0:
                 self._patience.was(useful=now_ended > ended)
                 return now_ended > 0 and limit < self._over_at
-            seen, limit, pending = now_ended, self._limit(len(unfinished)), list(unfinished)
+            seen, limit = now_ended, self._limit(going_on)
+
+    def _wait(self, handles: Sequence[Handle], limit: float) -> int:
+        """Waits for all runs, until the limit or until nothing happens; returns how many go on."""
+        pending = {handle.done: handle for handle in handles if not handle.done.done()}
+        still = 0
+        for _ in range(math.ceil((limit - time.monotonic()) / _LOOK_SECONDS)):
+            # For all of them: woken by each, this thread would take the interpreter from the runs that go on.
+            ended, _ = futures.wait(pending, max(0.0, min(_LOOK_SECONDS, limit - time.monotonic())))
+            for done in ended:
+                del pending[done]
+            if not pending:
+                break
+            still = 0 if ended or any(handle.moves for handle in pending.values()) else still + 1
+            if still > 1:
+                self._quick = 0.0  # nor is there more to come
+                break
+        return len(pending)
 
     def _limit(self, runs: int) -> float:
         return min(time.monotonic() + self._quick + runs * _QUICK_SECONDS_EACH, self._over_at)

@@ -220,8 +220,9 @@ class Ends(Future[Any]):
 
 
 class Held:
-    def __init__(self, done: Ends) -> None:
+    def __init__(self, done: Ends, *, moves: bool = True) -> None:
         self.done = done
+        self.moves = moves
 
 
 @pytest.fixture
@@ -232,10 +233,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def waited(clock: Clock, patient: Patience, *after: float) -> tuple[bool, float]:
+def waited(clock: Clock, patient: Patience, *after: float, moves: bool = True) -> tuple[bool, float]:
     """Whether it was worth it, and the seconds."""
     begun = clock.now
-    handles: Any = [Held(Ends(clock, begun + seconds)) for seconds in after]
+    handles: Any = [Held(Ends(clock, begun + seconds), moves=moves) for seconds in after]
     return patient.begin().for_some(handles), clock.now - begun
 
 
@@ -255,6 +256,13 @@ def test_a_bundle_does_not_wait_for_slow_runs_and_the_next_ones_do_not_even_try(
     clock.now += 1.5
     assert waited(clock, patient, 0.001) == (True, pytest.approx(0.001)), "after a while one tries again"
     assert patient.willing
+
+
+def test_a_bundle_of_many_runs_that_all_wait_for_others_is_over_soon(clock: Clock) -> None:
+    many = [5.0] * 200
+    assert waited(clock, Patience(), *many) == (False, pytest.approx(0.62))
+    assert waited(clock, Patience(), *many, moves=False) == (False, pytest.approx(0.1))
+    assert waited(clock, Patience(), 0.04, 0.08, *many, moves=False) == (True, pytest.approx(0.2))
 
 
 def test_runs_that_end_in_a_long_row_do_not_hold_a_bundle_for_ever(clock: Clock) -> None:
