@@ -8,7 +8,7 @@ import sys
 _HIGHEST_DEFAULT = 2_000
 """New objects after which the Pythons of today look for garbage, at most."""
 
-_SELDOM = 20_000, 20, 50
+_SELDOM = 100_000, 20, 50
 
 _DEFAULT_INTERVAL = 0.005
 _INTERVAL = 0.0005

@@ -119,6 +119,42 @@ async def test_what_waits_is_one_group(writer: LedgerWriter, ledger: Gated) -> N
 
 
 @on_loop
+async def test_what_the_tasks_of_a_loop_ask_in_one_turn_is_one_group(writer: LedgerWriter, ledger: Gated) -> None:
+    await writer.ready()  # its thread waits for the first command
+    await asyncio.gather(*(writer.ask(Renew(str(number))) for number in range(50)))
+    assert [len(group) for group in ledger.seen] == [50]
+
+
+@on_loop
+async def test_what_was_asked_before_the_writer_is_closed_is_carried_out(ledger: Gated) -> None:
+    writer = LedgerWriter(ledger, max_group=10)
+    await shut(ledger, writer)
+    tasks = [asyncio.create_task(writer.ask(Renew(str(number)))) for number in range(25)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the turn in which they asked is over
+    closing = asyncio.create_task(asyncio.to_thread(writer.close))
+    await until(lambda: writer._closing)
+    late = asyncio.create_task(writer.ask(Renew("late")))
+    ledger.gate.set()
+    assert all(isinstance(answer, Done) for answer in await asyncio.gather(*tasks))
+    with pytest.raises(LedgerUnavailable, match="is closed"):
+        await late
+    await closing
+    assert [len(group) for group in ledger.seen] == [1, 10, 10, 5]
+
+
+@on_loop
+async def test_who_asks_while_the_writer_is_being_closed_is_told(ledger: Gated) -> None:
+    writer = LedgerWriter(ledger)
+    await writer.ready()
+    task = asyncio.create_task(writer.ask(Renew("late")))
+    await asyncio.sleep(0)  # it has asked, and its turn of the loop is not over
+    writer.close()
+    with pytest.raises(LedgerUnavailable, match="is closed"):
+        await task
+
+
+@on_loop
 async def test_a_group_is_bounded(ledger: Gated) -> None:
     writer = LedgerWriter(ledger, max_group=10)
     await shut(ledger, writer)
