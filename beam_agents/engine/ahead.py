@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 from beam_agents.codec import named
 from beam_agents.engine.outcome import Fenced
@@ -12,6 +13,8 @@ from beam_agents.errors import LedgerError
 from beam_agents.ledger.base import LedgerUnavailable
 from beam_agents.ledger.commands import Answer, Close, Command, Intend, Record, Recorded
 from beam_agents.ledger.writer import LedgerWriter
+
+Failed: TypeAlias = Callable[[BaseException], None]
 
 
 async def ask(ledger: LedgerWriter, command: Command) -> Answer:
@@ -46,12 +49,10 @@ class Ahead:
 
     Args:
         ledger: To record them.
-        failed: Called with what went wrong when they were recorded alone.
     """
 
-    def __init__(self, ledger: LedgerWriter, failed: Callable[[BaseException], None]) -> None:
+    def __init__(self, ledger: LedgerWriter) -> None:
         self._ledger = ledger
-        self._failed = failed
         self._outcomes: dict[tuple[str, int], Record] = {}
         self._unsent = False
         self._jobs: set[asyncio.Task[None]] = set()
@@ -61,11 +62,11 @@ class Ahead:
         self._outcomes[told.path, told.attempt] = told
         self._unsent = True
 
-    def record_soon(self) -> None:
-        """Has them recorded after this turn of the loop: by then, what the code asks for has taken them along, unless
-        it has to wait."""
+    def record_soon(self, failed: Failed) -> None:
+        """`record` after this turn of the loop: by then, what the code asks for has taken them along, unless it has to
+        wait."""
         if self._unsent:
-            asyncio.get_running_loop().call_soon(self.record)
+            asyncio.get_running_loop().call_soon(self.record, failed)
 
     def take(self) -> tuple[Record, ...]:
         """All of them. Whatever the run asks of the ledger has to bring along also those that are on their way: else it
@@ -78,11 +79,15 @@ class Ahead:
         for told in outcomes:
             self._outcomes.pop((told.path, told.attempt), None)
 
-    def record(self) -> None:
-        """Has them recorded alone, if nothing has taken them along."""
+    def record(self, failed: Failed) -> None:
+        """Has them recorded alone, if nothing has taken them along.
+
+        Args:
+            failed: Called with what goes wrong.
+        """
         if self._unsent:
             for told in self.take():
-                job = asyncio.create_task(self._record(told))
+                job = asyncio.create_task(self._record(told, failed))
                 self._jobs.add(job)
                 job.add_done_callback(self._jobs.discard)
 
@@ -90,7 +95,7 @@ class Ahead:
         """What records them alone."""
         return tuple(self._jobs)
 
-    async def _record(self, told: Record) -> None:
+    async def _record(self, told: Record, failed: Failed) -> None:
         try:
             answer = await ask(self._ledger, told)
             stands = answer.effect if isinstance(answer, Recorded) else None
@@ -100,4 +105,4 @@ class Ahead:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self._failed(error)
+            failed(error)

@@ -81,7 +81,7 @@ class Attempts:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._next: Request | None = None
         self._takes_next = False
-        self.ahead = Ahead(host.ledger, self._fail)
+        self.ahead = Ahead(host.ledger)
         # At these places a test wants an outcome recorded, and nothing behind it.
         self._goes_ahead = host.faults.point not in ("after_outcome", "in_parallel")
         self._retries: dict[str, int] = {}
@@ -136,7 +136,7 @@ class Attempts:
             else:
                 job.cancel()
         if once:
-            self.ahead.record()
+            self.ahead.record(self._fail)
             await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
         if self.failure is not None:
             raise self.failure
@@ -155,7 +155,7 @@ class Attempts:
                 self._jobs.pop(path).cancel()
         until = None if seconds is None else asyncio.get_running_loop().time() + seconds
         while True:
-            self.ahead.record()
+            self.ahead.record(self._fail)
             under_way = [job for job in (*self._jobs.values(), *self.ahead.under_way()) if not job.done()]
             left = None if until is None else until - asyncio.get_running_loop().time()
             if not under_way or (left is not None and left <= 0):
@@ -240,7 +240,7 @@ class Attempts:
         following, self._next, self._takes_next = self._next, None, False
         if following is not None and job is not None:
             self._jobs[following.path] = job
-        self.ahead.record_soon()
+        self.ahead.record_soon(self._fail)
         return following
 
     async def _come_to(self, effect: Effect, outcome: Outcome, *, made_here: bool = True) -> bool:

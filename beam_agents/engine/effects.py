@@ -232,9 +232,12 @@ async def _contained(awaited: Awaitable[Any], seconds: float | None = None) -> A
         task.cancel()
         task.add_done_callback(lambda late: late.cancelled() or late.exception())
         raise _TimedOut
-    if task.cancelled():
-        raise Left("CancelledError: it was cancelled from within")
-    return task.result()
+    try:
+        if task.cancelled():
+            raise Left("CancelledError: it was cancelled from within")
+        return task.result()
+    finally:
+        del task  # the traceback of what it raised has this frame
 
 
 async def _invoke(

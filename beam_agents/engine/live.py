@@ -74,6 +74,8 @@ class LiveRun:
         self._agent = host.agent
         self._task = task
         self._attempts: Attempts | None = None
+        self._machine: Machine | None = None
+        self._code_context = contextvars.copy_context()
         self._calls: Counter[str] = Counter()
         self._unrecorded: tuple[Record, ...] = ()
         self._parked = False
@@ -246,13 +248,13 @@ class LiveRun:
             self._run.held if self._task.batch else self._run.epoch_at - self._run.opened_at
         )
         self._out_of_time = remaining <= 0
-        in_context = contextvars.copy_context().run  # the code's own, whichever task hands it an outcome
+        self._machine, in_context = machine, self._code_context.run
         attempts = self._attempts = Attempts(
             self._host,
             self._run,
             self._journal,
             lambda: self._context,
-            lambda path: in_context(self._deliver, machine, attempts, [path]),
+            self._settled,
             self._look,
             network_forbidden=self._task.network_forbidden,
         )
@@ -260,7 +262,7 @@ class LiveRun:
         timer = loop.call_at(ends, self._time_is_over)
         try:
             recorded = attempts.begin(in_context(machine.start), out_of_time=self._out_of_time)
-            in_context(self._deliver, machine, attempts, recorded)
+            in_context(self._deliver, recorded)
             while machine.ending is None:
                 if attempts.failure is not None:
                     await attempts.drain()  # what other branches have under way happens all the same
@@ -283,10 +285,18 @@ class LiveRun:
             self._unrecorded = attempts.ahead.take()
             attempts.cancel()
             self._calls.update(model=attempts.model_calls, tool=attempts.tool_calls)
-            self._attempts = None
+            # Neither knows the other from now on: all of a run goes when it ends, and nothing waits for the collector.
+            self._attempts = self._machine = None
 
-    def _deliver(self, machine: Machine, attempts: Attempts, paths: list[str]) -> None:
+    def _settled(self, path: str) -> None:
+        """An effect has come to its outcome. The code runs in its own context, whichever task tells it."""
+        self._code_context.run(self._deliver, [path])
+
+    def _deliver(self, paths: list[str]) -> None:
         """Hands outcomes to the code, one after the other, and those that it then asks for and that are recorded."""
+        machine, attempts = self._machine, self._attempts
+        if machine is None or attempts is None:  # late: the run was broken off
+            return
         while paths and machine.ending is None and attempts.failure is None and not self._parked:
             path = paths.pop(0)
             outcome = attempts.outcome(path)

@@ -238,6 +238,8 @@ class Machine:
         value, error = outcome.read(effect)
         self._handed.add(effect.path)
         execution.deliver(effect.path, value, error)
+        if error is not None:  # its traceback has these frames, and they have it: all would wait for the collector
+            error.__traceback__ = None
         self._check(execution)
 
     def _check(self, execution: Execution) -> None:
@@ -259,6 +261,7 @@ class Machine:
                 return
         if execution.ended:
             ending = _ending(execution.result, execution.error)
+            execution.error = None  # its traceback has the execution
             never_asked = set(self.journal.paths()) - self._handed
             if never_asked and ending.reason is None:
                 self._differs(f"the code ended without asking for {sorted(never_asked)}, which the journal holds")

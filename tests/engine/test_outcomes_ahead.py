@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from agents_under_test import Event, Gates
 from cluster import Hosted
 
 from beam_agents import RunContext, tool, workflow
+from beam_agents.engine.attempts import Attempts
+from beam_agents.engine.journal import Journal
+from beam_agents.engine.live import LiveRun
 from beam_agents.engine.worker import Worker
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import MemoryLedger
@@ -210,3 +214,37 @@ def test_code_keeps_its_context_variables(worker: Worker) -> None:
         return sorted(trail.get())
 
     assert start(worker, code, NotedLedger()).done.result(30).end.output == ["begun", "one", "two"]
+
+
+def test_a_run_that_has_ended_leaves_nothing_to_the_collector(worker: Worker) -> None:
+    """Thousands of transcripts would stay until the collector comes round, which is seldom."""
+
+    @tool(effect="pure")
+    async def fail(number: int) -> int:
+        raise RuntimeError("not now")
+
+    @workflow(name="agent", event_type=Event)
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> int:
+        if event.id == "a tool fails":
+            return await ctx.call(fail, number=1)
+        one, two = await ctx.gather(ctx.call(double, number=1), ctx.call(double, number=2))
+        if event.id == "the code fails":
+            raise ValueError("no")
+        return one + two
+
+    def left() -> int:
+        return sum(isinstance(each, LiveRun | Attempts | Journal) for each in gc.get_objects())
+
+    hosted = Hosted(worker, worker.join(code, "agent", NotedLedger(), "scope"))
+    names = ("answers", "a tool fails", "the code fails")
+    for name in names:
+        hosted.run(Event(id=f"warm {name}"))
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        for name in names:
+            hosted.run(Event(id=name))
+        until(lambda: left() <= before)
+    finally:
+        gc.enable()
