@@ -380,6 +380,9 @@ def _drop_context(function: Callable[..., Any], hints: dict[str, Any]) -> bool:
     return True
 
 
+_LONGEST_INT = 1_024
+"""Bits of a whole number that is plainly one that JSON can hold."""
+
 _FIELD = "parameter "
 """Before the names of the fields, so that parameters may have the names of what `BaseModel` has."""
 
@@ -444,6 +447,8 @@ def _is_exactly(value: Any, exact: type[Any] | None) -> bool:
     """
     if exact is None or type(value) is not exact:
         return False
+    if isinstance(value, int):
+        return value.bit_length() <= _LONGEST_INT  # longer ones may have more digits than Python writes
     if isinstance(value, str):
         try:
             value.encode()

@@ -15,6 +15,7 @@ from beam_agents.ledger.commands import Answer, Close, Command, Intend, Record, 
 from beam_agents.ledger.writer import LedgerWriter
 
 Failed: TypeAlias = Callable[[BaseException], None]
+_Place: TypeAlias = tuple[str, int]
 
 
 async def ask(ledger: LedgerWriter, command: Command) -> Answer:
@@ -44,6 +45,10 @@ async def ask_with(ledger: LedgerWriter, command: Intend | Close, outcomes: tupl
         raise
 
 
+MOST_TAKEN = 16
+"""Outcomes that an intent takes along, at most: of a thousand branches, each would take all the others."""
+
+
 class Ahead:
     """The outcomes of one opening of a run that the ledger has not acknowledged, though the code was given them.
 
@@ -53,56 +58,92 @@ class Ahead:
 
     def __init__(self, ledger: LedgerWriter) -> None:
         self._ledger = ledger
-        self._outcomes: dict[tuple[str, int], Record] = {}
-        self._unsent = False
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._outcomes: dict[_Place, Record] = {}
+        self._unsent: dict[_Place, Record] = {}
+        self._alone: dict[_Place, asyncio.Task[None]] = {}
+        self._fewer: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
 
     def add(self, told: Record) -> None:
         """One more."""
-        self._outcomes[told.path, told.attempt] = told
-        self._unsent = True
-
-    def record_soon(self, failed: Failed) -> None:
-        """`record` after this turn of the loop: by then, what the code asks for has taken them along, unless it has to
-        wait."""
-        if self._unsent:
-            asyncio.get_running_loop().call_soon(self.record, failed)
+        self._outcomes[told.path, told.attempt] = self._unsent[told.path, told.attempt] = told
 
     def take(self) -> tuple[Record, ...]:
         """All of them. Whatever the run asks of the ledger has to bring along also those that are on their way: else it
         could be taken without them."""
-        self._unsent = False
+        self._unsent.clear()
         return tuple(self._outcomes.values())
+
+    async def until_few(self, failed: Failed) -> None:
+        """Waits until a command can take along those that are left.
+
+        Args:
+            failed: As for `record_soon`.
+
+        Raises:
+            BaseException: One of them could not be recorded.
+        """
+        while len(self._outcomes) > MOST_TAKEN:
+            self.record_all(failed)
+            if self._failure is not None:
+                raise self._failure
+            if self._fewer is None:
+                self._fewer = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._fewer)
 
     def recorded(self, outcomes: tuple[Record, ...]) -> None:
         """The ledger has acknowledged these."""
         for told in outcomes:
             self._outcomes.pop((told.path, told.attempt), None)
+        if len(self._outcomes) <= MOST_TAKEN:
+            self._wake()
 
-    def record(self, failed: Failed) -> None:
-        """Has them recorded alone, if nothing has taken them along.
+    def record_soon(self, failed: Failed) -> None:
+        """Has those recorded alone, after this turn of the loop, that nothing has taken along by then. What the code asks
+        for does, unless it has to wait.
 
         Args:
             failed: Called with what goes wrong.
         """
         if self._unsent:
-            for told in self.take():
-                job = asyncio.create_task(self._record(told, failed))
-                self._jobs.add(job)
-                job.add_done_callback(self._jobs.discard)
+            asyncio.get_running_loop().call_soon(self._record, self._unsent, failed)
+
+    def record_all(self, failed: Failed) -> None:
+        """Has all of them recorded alone, also those on their way with a command that may come to nothing."""
+        self._record(self._outcomes, failed)
 
     def under_way(self) -> tuple[asyncio.Task[None], ...]:
         """What records them alone."""
-        return tuple(self._jobs)
+        return tuple(job for job in self._alone.values() if not job.done())
 
-    async def _record(self, told: Record, failed: Failed) -> None:
+    def cancel(self) -> None:
+        """Waits for nothing any more; what is on its way gets there."""
+        for job in self._alone.values():
+            job.cancel()
+        self._alone.clear()
+
+    def _record(self, outcomes: dict[_Place, Record], failed: Failed) -> None:
+        for place, told in outcomes.items():
+            if place not in self._alone:
+                self._alone[place] = asyncio.create_task(self._record_one(told, failed))
+        self._unsent.clear()
+
+    async def _record_one(self, told: Record, failed: Failed) -> None:
         try:
             answer = await ask(self._ledger, told)
             stands = answer.effect if isinstance(answer, Recorded) else None
             if stands is None or (stands.status, stands.value) != (told.status, told.value):
                 raise Fenced  # the code has gone on with something else
             self.recorded((told,))
+            self._alone.pop((told.path, told.attempt), None)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            self._failure = error
+            self._wake()
             failed(error)
+
+    def _wake(self) -> None:
+        if self._fewer is not None and not self._fewer.done():
+            self._fewer.set_result(None)
+        self._fewer = None

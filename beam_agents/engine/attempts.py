@@ -79,8 +79,6 @@ class Attempts:
         self._broken = broken
         self._network_forbidden = network_forbidden
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._next: Request | None = None
-        self._takes_next = False
         self.ahead = Ahead(host.ledger)
         # At these places a test wants an outcome recorded, and nothing behind it.
         self._goes_ahead = host.faults.point not in ("after_outcome", "in_parallel")
@@ -88,7 +86,7 @@ class Attempts:
         self._sleeping: set[str] = set()
         self._turns: dict[str, Turn] = {}
         self._intending: set[str] = set()
-        self._away = 0
+        self._away: set[str] = set()
         self.failure: BaseException | None = None
         self.stopping = False
         self.model_calls = 0
@@ -112,10 +110,7 @@ class Attempts:
             elif not out_of_time or self._left_open(path) is not None:
                 if request.kind == "sleep":
                     self._sleeping.add(path)
-                if self._takes_next:  # the task of the effect that has just ended, which needs no turn of the loop
-                    self._next, self._takes_next = request, False
-                else:
-                    self._jobs[path] = asyncio.create_task(self._carry_out(request))
+                self._jobs[path] = asyncio.create_task(self._carry_out(request))
         recorded.sort(key=lambda item: item[0])
         return [path for _, path in recorded]
 
@@ -136,9 +131,10 @@ class Attempts:
             else:
                 job.cancel()
         if once:
-            self.ahead.record(self._fail)
+            self.ahead.record_all(self._fail)
             await asyncio.wait(once)  # bounded: a call and its reconcile each have a time-out
         if self.failure is not None:
+            await self.drain()
             raise self.failure
 
     async def drain(self, seconds: float | None = None) -> None:
@@ -155,7 +151,7 @@ class Attempts:
                 self._jobs.pop(path).cancel()
         until = None if seconds is None else asyncio.get_running_loop().time() + seconds
         while True:
-            self.ahead.record(self._fail)
+            self.ahead.record_all(self._fail)
             under_way = [job for job in (*self._jobs.values(), *self.ahead.under_way()) if not job.done()]
             left = None if until is None else until - asyncio.get_running_loop().time()
             if not under_way or (left is not None and left <= 0):
@@ -170,22 +166,24 @@ class Attempts:
 
     def cancel(self) -> None:
         """Drops all that is under way."""
-        for job in (*self._jobs.values(), *self.ahead.under_way()):
+        for job in self._jobs.values():
             job.cancel()
         self._jobs.clear()
+        self.ahead.cancel()
 
     @property
     def move(self) -> bool:
         """Whether any of them does something else than wait for what is outside. On any thread; a hint."""
-        return self._away + sum(turn.waits for turn in list(self._turns.values())) < len(self._jobs)
+        waiting = {path for path, turn in list(self._turns.items()) if turn.waits}
+        return len(self._away | waiting) < len(self._jobs)
 
-    async def _outside(self, awaited: Awaitable[T]) -> T:
+    async def _outside(self, path: str, awaited: Awaitable[T]) -> T:
         """Awaits what this process cannot hasten."""
-        self._away += 1
+        self._away.add(path)
         try:
             return await awaited
         finally:
-            self._away -= 1
+            self._away.discard(path)
 
     def _reached(self, point: FaultPoint, effect: Effect) -> None:
         self._host.faults.reached(point, self._run.key, effect)
@@ -201,13 +199,8 @@ class Attempts:
             return attempts[-1]
         return None
 
-    async def _carry_out(self, request: Request | None) -> None:
-        """Carries out an effect, and what the code asks for when it has its outcome."""
-        while request is not None:
-            request = await self._to_outcome(request)
-
-    async def _to_outcome(self, request: Request) -> Request | None:
-        """Makes attempts until there is an outcome that the code gets; returns what this task goes on with."""
+    async def _carry_out(self, request: Request) -> None:
+        """Makes attempts until there is an outcome that the code gets, and hands it over."""
         path = request.path
         done = False
         try:
@@ -226,22 +219,14 @@ class Attempts:
             raise
         except BaseException as error:
             self._fail(error)
-        job = self._jobs.pop(path, None)
+        self._jobs.pop(path, None)
         self._turns.pop(path, None)
-        return self._hand_over(path, job) if done else None
-
-    def _hand_over(self, path: str, job: asyncio.Task[None] | None) -> Request | None:
-        """Has the code given an outcome; returns what the job of its effect goes on with."""
-        self._takes_next = job is not None
-        try:
-            self._settled(path)
-        except BaseException as error:
-            self._fail(error)
-        following, self._next, self._takes_next = self._next, None, False
-        if following is not None and job is not None:
-            self._jobs[following.path] = job
-        self.ahead.record_soon(self._fail)
-        return following
+        if done:
+            try:
+                self._settled(path)
+            except BaseException as error:
+                self._fail(error)
+            self.ahead.record_soon(self._fail)
 
     async def _come_to(self, effect: Effect, outcome: Outcome, *, made_here: bool = True) -> bool:
         """Notes what an attempt came to, and has it recorded, at once or with what the code does next.
@@ -285,7 +270,7 @@ class Attempts:
         """Between two attempts of a tool that failed; growing, with jitter."""
         if self._journal.settled(path, self._retries[path]) is None:
             failed = sum(effect.status == "error" for effect in self._journal.attempts(path))
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed))
+            await self._outside(path, asyncio.sleep(random.uniform(0.5, 1.0) * min(10.0, 0.1 * 2**failed)))
 
     async def _attempt(self, request: Request, turn: Turn) -> bool:
         """Makes one attempt. Says whether it came to what the code gets."""
@@ -296,7 +281,7 @@ class Attempts:
             if isinstance(context, str):
                 outcome = Outcome.of("in_doubt", f"its worker died during the call, and {context}")
             else:
-                outcome = await self._outside(effects.reconcile(tool, context, arguments))
+                outcome = await self._outside(left.path, effects.reconcile(tool, context, arguments))
             return await self._come_to(left, outcome, made_here=False)
         effect = await self._intend(request)
         if effect.status is not None:  # what a worker that was believed dead had done
@@ -304,7 +289,7 @@ class Attempts:
         if self.stopping:
             return await self._come_to(effect, Outcome.of("not_happened", "the run ended before the call was made"))
         if request.kind == "sleep":
-            await self._outside(asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time())))
+            await self._outside(effect.path, asyncio.sleep(max(0.0, (effect.due or 0.0) - time.time())))
             return await self._come_to(effect, Outcome.of("ok", None))
         if isinstance(turn, ModelTurn):
             self.model_calls += 1
@@ -320,7 +305,7 @@ class Attempts:
                     pause=lambda seconds: self._pause_request(seconds, effect),
                     network_forbidden=self._network_forbidden,
                 )
-                outcome = await self._outside(asking)
+                outcome = await self._outside(effect.path, asking)
             except Answered as answered:
                 self._journal.put(answered.effect)
                 return True
@@ -333,7 +318,7 @@ class Attempts:
         self.tool_calls += 1
         self._host.status.tool_calls += 1
         self._reached("before_call", effect)
-        outcome = await self._outside(effects.call_tool(tool, context, arguments))
+        outcome = await self._outside(effect.path, effects.call_tool(tool, context, arguments))
         self._reached("after_call", effect)
         return await self._come_to(effect, outcome)
 
@@ -342,6 +327,7 @@ class Attempts:
         attempts = self._journal.attempts(request.path)
         if attempts and attempts[-1].kind == "sleep" and attempts[-1].status is None:
             return attempts[-1]
+        await self.ahead.until_few(self._fail)  # from here on the intent is on its way: it carries the deliveries
         if self.stopping:
             raise _NotStarted
         effect = Effect(

@@ -261,8 +261,7 @@ class LiveRun:
         ends = loop.time() + max(0.0, remaining)
         timer = loop.call_at(ends, self._time_is_over)
         try:
-            recorded = attempts.begin(in_context(machine.start), out_of_time=self._out_of_time)
-            in_context(self._deliver, recorded)
+            in_context(self._start)
             while machine.ending is None:
                 if attempts.failure is not None:
                     await attempts.drain()  # what other branches have under way happens all the same
@@ -272,7 +271,8 @@ class LiveRun:
                     await self._ask(Release(self._run.key, self._run.epoch))
                     raise Parked
                 if self._out_of_time:
-                    machine.stop(FailureReason.DEADLINE, f"the budget of {budget} is used up{attempts.trouble()}")
+                    why = f"the budget of {budget} is used up{attempts.trouble()}"
+                    in_context(machine.stop, FailureReason.DEADLINE, why)
                     break
                 self._waiting = loop.create_future()
                 await self._waiting
@@ -281,12 +281,17 @@ class LiveRun:
             return machine.ending
         finally:
             timer.cancel()
-            machine.drop()
+            in_context(machine.drop)
             self._unrecorded = attempts.ahead.take()
             attempts.cancel()
             self._calls.update(model=attempts.model_calls, tool=attempts.tool_calls)
             # Neither knows the other from now on: all of a run goes when it ends, and nothing waits for the collector.
             self._attempts = self._machine = None
+
+    def _start(self) -> None:
+        assert self._machine is not None
+        assert self._attempts is not None
+        self._deliver(self._attempts.begin(self._machine.start(), out_of_time=self._out_of_time))
 
     def _settled(self, path: str) -> None:
         """An effect has come to its outcome. The code runs in its own context, whichever task tells it."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
+import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from agents_under_test import Event, Gates
 from cluster import Hosted
 
-from beam_agents import RunContext, tool, workflow
+from beam_agents import Budget, FailureReason, RunContext, tool, workflow
+from beam_agents.engine.ahead import MOST_TAKEN
 from beam_agents.engine.attempts import Attempts
 from beam_agents.engine.journal import Journal
-from beam_agents.engine.live import LiveRun
+from beam_agents.engine.live import LiveRun, Parked
 from beam_agents.engine.worker import Worker
 from beam_agents.errors import LedgerError
 from beam_agents.ledger import MemoryLedger
@@ -196,6 +200,123 @@ def test_an_outcome_is_recorded_though_the_ledger_refuses_what_follows(worker: W
     (loaded,) = MemoryLedger.apply(ledger, [Load(handle.run)])
     assert isinstance(loaded, Loaded)
     assert [(effect.status, effect.value) for effect in loaded.effects] == [("ok", "2")]
+
+
+def test_many_branches_do_not_take_along_the_outcomes_of_all_others(worker: Worker) -> None:
+    """They go on together, and each would carry what all have seen."""
+    ledger, branches = NotedLedger(), 200
+
+    @workflow(name="agent", event_type=Event, budget=Budget(tool_calls=10_000))
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> int:
+        async def branch(number: int) -> int:
+            for _ in range(3):
+                number = await ctx.call(double, number=number)
+            return number
+
+        return sum(await ctx.gather(*(branch(number) for number in range(branches))))
+
+    assert start(worker, code, ledger).done.result(30).end.output == 8 * sum(range(branches))
+    intents = [command for command in ledger.asked if isinstance(command, Intend)]
+    assert len(intents) == 3 * branches
+    assert max(len(command.outcomes) for command in intents) <= MOST_TAKEN
+    told = [(path, attempt) for command in intents for path, attempt in command.effect.delivered]
+    assert len(told) == len(set(told))
+    assert sum(isinstance(command, Record) for command in ledger.asked) <= 3 * branches
+
+
+def test_outcomes_that_wait_for_the_ledger_are_sent_once(worker: Worker) -> None:
+    ledger, gate, branches = NotedLedger(), threading.Event(), 50
+
+    @tool(effect="pure")
+    async def wait(number: int) -> int:
+        await asyncio.sleep(0.004 * number)
+        return number
+
+    @workflow(name="agent", event_type=Event, budget=Budget(tool_calls=10_000))
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> int:
+        return sum(await ctx.gather(*(ctx.call(wait, number=number) for number in range(branches))))
+
+    def hang(command: Command) -> None:
+        if isinstance(command, Record):  # the first one; all others queue up meanwhile
+            ledger.before = lambda command: None
+            assert gate.wait(20)
+
+    ledger.before = hang
+    handle = start(worker, code, ledger)
+    until(lambda: any(isinstance(command, Record) for command in ledger.asked))
+    time.sleep(0.3)
+    gate.set()
+    assert handle.done.result(30).end.output == sum(range(branches))
+    assert sum(isinstance(command, Record) for command in ledger.asked) <= branches
+
+
+def test_an_outcome_on_its_way_is_recorded_though_the_run_is_parked_and_the_ledger_refuses(worker: Worker) -> None:
+    there, ledger = threading.Event(), NotedLedger()
+
+    @tool(effect="once")
+    async def pay() -> int:
+        return 1
+
+    @workflow(name="agent", event_type=Event)
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> int:
+        paid = await ctx.call(pay)
+        await ctx.sleep(timedelta(seconds=30))
+        return paid
+
+    def refuse(command: Command) -> None:
+        if isinstance(command, Intend) and command.effect.kind == "sleep":
+            there.set()
+            time.sleep(0.3)
+            raise LedgerError("refused")
+
+    ledger.before = refuse
+    handle = start(worker, code, ledger)
+    assert there.wait(20)
+    worker.let_go(5)
+    with pytest.raises((Parked, LedgerError)):
+        handle.done.result(20)
+    (loaded,) = MemoryLedger.apply(ledger, [Load(handle.run)])
+    assert isinstance(loaded, Loaded)
+    assert [(effect.name, effect.status) for effect in loaded.effects] == [("pay", "ok")]
+
+
+def test_tools_see_the_context_variables_that_the_code_has_set(worker: Worker) -> None:
+    step: contextvars.ContextVar[str] = contextvars.ContextVar("step", default="unset")
+
+    @tool(effect="pure")
+    async def look() -> str:
+        return step.get()
+
+    @workflow(name="agent", event_type=Event)
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> list[str]:
+        seen = []
+        for number in range(3):
+            step.set(f"step {number}")
+            seen.append(await ctx.call(look))
+        return seen
+
+    assert start(worker, code, NotedLedger()).done.result(30).end.output == ["step 0", "step 1", "step 2"]
+
+
+def test_code_that_is_dropped_is_closed_in_its_own_context(worker: Worker) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+    cleaned = []
+
+    @workflow(name="agent", event_type=Event, budget=Budget(wall_clock=timedelta(seconds=0.5)))
+    async def code(ctx: RunContext[Event, None, None], event: Event) -> None:
+        token = variable.set("mine")
+        try:
+            await ctx.call(never)
+        finally:
+            variable.reset(token)
+            cleaned.append("up")
+
+    @tool(effect="pure")
+    async def never() -> None:
+        await asyncio.sleep(20)
+
+    assert start(worker, code, NotedLedger()).done.result(30).end.reason is FailureReason.DEADLINE
+    assert "up" in cleaned
 
 
 def test_code_keeps_its_context_variables(worker: Worker) -> None:
