@@ -99,8 +99,8 @@ class Ahead:
             self._wake()
 
     def record_soon(self, failed: Failed) -> None:
-        """Has those recorded alone, after this turn of the loop, that nothing has taken along by then. What the code asks
-        for does, unless it has to wait.
+        """Has those recorded alone that nothing has taken along by the next turn of the loop: what the code asks for
+        now does, unless it has to wait.
 
         Args:
             failed: Called with what goes wrong.
