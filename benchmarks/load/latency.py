@@ -3,7 +3,8 @@
     python -m benchmarks.load.latency --out FILE.json [--runners flink,direct]
 
 - From the moment at which the chat server has sent the first answer of a run until it has the run's next request; the
-  tool in between does nothing. A thousand runs are in flight, and each call takes 0.2 to 20 seconds.
+  tool in between does nothing. A thousand runs are in flight, and each call takes 0.2 to 20 seconds. They come as one
+  burst: what is answered while it is being opened is counted apart.
 - On Flink also from the end of a run, as the ledger has it, to a sink, while so many runs end in a second.
 """
 
@@ -40,6 +41,8 @@ ENDS_A_SECOND = (100, 200)
 _LOG = logging.getLogger(__name__)
 _QUICK = 1.0
 """Seconds of a model call, about, while ends are measured."""
+_FULL = 0.95
+"""Of the most calls in flight: a burst of runs has been opened."""
 _FEED_SECONDS = 20.0
 _LONGER = 180.0
 _PACE = 0.1
@@ -114,7 +117,7 @@ def between_calls(
     shortest: float = SHORTEST,
     longest: float = LONGEST,
 ) -> dict[str, float | None]:
-    """From an answer to the next request of its run, with runs in flight.
+    """From an answer to the next request of its run, with runs in flight, and while they are opened.
 
     Args:
         runner: Where.
@@ -134,9 +137,23 @@ def between_calls(
             steps = round(_FEED_SECONDS / _PACE)
             _feed(job, "more", [round((n + 1) * a_step) - round(n * a_step) for n in range(steps)])
         stats = server.stats()
-        noted = [seconds for seconds, in_flight in gaps(server) if in_flight >= runs / 2]
-    _LOG.info("%s: %s next requests, at most %s in flight", runner.name, len(noted), stats.most_in_flight)
-    return {"most_in_flight": stats.most_in_flight} | percentiles("answer_to_next_request", noted)
+        opening, after = in_phases(gaps(server), runs)
+    _LOG.info("%s: %s next requests, at most %s in flight", runner.name, len(after), stats.most_in_flight)
+    return (
+        {"most_in_flight": stats.most_in_flight}
+        | percentiles("answer_to_next_request", after)
+        | percentiles("answer_to_next_request_while_a_burst_opens", opening)
+    )
+
+
+def in_phases(noted: Sequence[tuple[float, int]], runs: int) -> tuple[list[float], list[float]]:
+    """What `gaps` says of the time in which the runs begin, and of the time after, while half of them are in flight."""
+    most = max((in_flight for _, in_flight in noted), default=0)
+    full = next((n for n, (_, in_flight) in enumerate(noted) if in_flight >= _FULL * most), 0)
+    return (
+        [seconds for seconds, _ in noted[:full]],
+        [seconds for seconds, in_flight in noted[full:] if in_flight >= runs / 2],
+    )
 
 
 def to_emission(runner: Runner, server: ChatServer, rate: int) -> dict[str, float | None]:

@@ -67,6 +67,12 @@ def test_the_timing_server_pairs_an_answer_with_the_next_request_of_its_run() ->
         assert latency.gaps(server) == []
 
 
+def test_a_burst_that_is_opened_is_a_phase_of_its_own() -> None:
+    noted = [(0.5, 3), (0.4, 60), (0.3, 96), (0.2, 100), (0.1, 70), (9.0, 40)]
+    assert latency.in_phases(noted, 100) == ([0.5, 0.4], [0.3, 0.2, 0.1])
+    assert latency.in_phases([], 100) == ([], [])
+
+
 def test_gaps_are_measured_in_a_pipeline(tmp_path: Path) -> None:
     with latency.running_timing_server() as server, direct(tmp_path) as runner:
         figures = latency.between_calls(runner, server, 20, feed=False, shortest=0.2, longest=0.3)
